@@ -1,0 +1,1 @@
+//! The HTTP door: listener, upstream pool, retries over the ordered list, drain.

@@ -1,0 +1,1 @@
+//! What was asked: one pass over a request body, and the usage in its answer.

@@ -1,0 +1,1 @@
+//! Where to: scorers, prefix index, and a decision with its reasons.

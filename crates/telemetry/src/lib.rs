@@ -1,0 +1,1 @@
+//! What happened: metric families, and the admin door.
