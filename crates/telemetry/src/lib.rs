@@ -1,1 +1,19 @@
-//! What happened: metric families, and the admin door.
+//! What happened: metric families and the admin door.
+//!
+//! Invariants
+//! - Every metric that Pointsman prints has one [`Definition`] in [`definitions`]; docs/metrics.md is written
+//!   from that table.
+//! - A label value that a client chose (a model's name) goes through a bounded interner: past
+//!   [`MODEL_LABELS_MAX`] values it reads `other`.
+//! - Families are resolved to plain handles once per model, not once per observation.
+
+pub mod admin;
+mod collect;
+pub mod definitions;
+mod metrics;
+
+pub use collect::Page;
+pub use definitions::{Definition, Kind, reference};
+pub use metrics::{EndpointLabel, MODEL_LABELS_MAX, Metrics, ModelMetrics};
+pub use prometheus_client::collector::Collector;
+pub use prometheus_client::encoding::DescriptorEncoder;
