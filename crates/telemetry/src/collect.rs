@@ -45,9 +45,9 @@ impl<'a> Page<'a> {
                 definition.labels.iter().copied().zip(values.iter().map(AsRef::as_ref)).collect();
             let sample = family.encode_family(&labels)?;
             if counter {
-                ConstCounter::new(value).encode(sample)?
+                ConstCounter::new(value).encode(sample)?;
             } else {
-                ConstGauge::new(value).encode(sample)?
+                ConstGauge::new(value).encode(sample)?;
             }
         }
         Ok(())
