@@ -1,0 +1,139 @@
+//! Which models the endpoints serve, by their own `GET /v1/models`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A model list older than this is no longer known.
+pub const MODELS_FRESH: Duration = Duration::from_secs(10);
+
+/// One endpoint's answer to `GET /v1/models`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelList {
+    /// When the answer came, since the epoch.
+    pub at: Duration,
+    /// The models, in the endpoint's order, ids unique.
+    pub models: Arc<[ServedModel]>,
+}
+
+/// A model or LoRA adapter as an endpoint lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedModel {
+    /// The name that requests use.
+    pub id: Box<str>,
+    /// The base model, for an adapter.
+    pub parent: Option<Box<str>>,
+    /// The whole JSON object as the endpoint wrote it.
+    pub raw: Box<str>,
+}
+
+/// Who serves one model. Entries are named by their index in the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Serving<'a> {
+    /// Every endpoint's list is known and at most [`MODELS_FRESH`] old, and there is an endpoint: what nobody lists,
+    /// nobody serves.
+    pub all_known: bool,
+    /// The known lists are not all equal: it matters who is asked.
+    pub models_differ: bool,
+    listed: Option<&'a EntrySet>,
+    without_list: &'a EntrySet,
+}
+
+impl Serving<'_> {
+    /// Whether no known list has the model.
+    #[must_use]
+    pub fn nobody(&self) -> bool {
+        self.listed.is_none()
+    }
+
+    /// Whether that entry's last list has the model.
+    #[must_use]
+    pub fn lists(&self, entry: usize) -> bool {
+        self.listed.is_some_and(|listed| listed.contains(entry))
+    }
+
+    /// Whether that entry gave a list, and it has not the model. An entry whose list never came is not excluded.
+    #[must_use]
+    pub fn excludes(&self, entry: usize) -> bool {
+        !self.lists(entry) && !self.without_list.contains(entry)
+    }
+}
+
+/// A set of entries of one snapshot, one bit each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct EntrySet(Box<[u64]>);
+
+impl EntrySet {
+    fn with_room(entries: usize) -> Self {
+        Self(vec![0; entries.div_ceil(64)].into())
+    }
+
+    fn insert(&mut self, entry: usize) {
+        if let Some(word) = self.0.get_mut(entry / 64) {
+            *word |= 1 << (entry % 64);
+        }
+    }
+
+    fn contains(&self, entry: usize) -> bool {
+        self.0.get(entry / 64).is_some_and(|word| word >> (entry % 64) & 1 == 1)
+    }
+}
+
+/// Names to entries, computed when a list changes rather than when a request asks.
+#[derive(Debug, Default)]
+pub(crate) struct ModelTable {
+    by_id: HashMap<Box<str>, EntrySet>,
+    without_list: EntrySet,
+    differ: bool,
+}
+
+impl ModelTable {
+    /// The table over the entries' last lists, in entry order.
+    pub(crate) fn new(lists: &[Option<&ModelList>]) -> Self {
+        let mut by_id: HashMap<Box<str>, EntrySet> = HashMap::new();
+        let mut without_list = EntrySet::with_room(lists.len());
+        for (entry, list) in lists.iter().enumerate() {
+            let Some(list) = list else {
+                without_list.insert(entry);
+                continue;
+            };
+            for model in &*list.models {
+                let listed = by_id.entry(model.id.clone());
+                listed.or_insert_with(|| EntrySet::with_room(lists.len())).insert(entry);
+            }
+        }
+        let mut known = lists.iter().flatten();
+        let differ = known.next().is_some_and(|first| {
+            let ids: HashSet<&str> = first.models.iter().map(|model| &*model.id).collect();
+            known.any(|list| {
+                list.models.len() != ids.len() || !list.models.iter().all(|model| ids.contains(&*model.id))
+            })
+        });
+        Self { by_id, without_list, differ }
+    }
+
+    pub(crate) fn serving(&self, model: &str, all_known: bool) -> Serving<'_> {
+        Serving {
+            all_known,
+            models_differ: self.differ,
+            listed: self.by_id.get(model),
+            without_list: &self.without_list,
+        }
+    }
+}
+
+/// Whether two lists name the same models in the same order, whatever else their objects say (vLLM writes the time of
+/// the answer into each).
+pub(crate) fn same_models(a: Option<&ModelList>, b: Option<&ModelList>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => a.models.iter().map(|m| &m.id).eq(b.models.iter().map(|m| &m.id)),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// The union of the lists, each id once, by the first list that has it.
+pub(crate) fn merged<'a>(lists: impl Iterator<Item = &'a ModelList>) -> Vec<&'a ServedModel> {
+    let mut seen = HashSet::new();
+    lists.flat_map(|list| list.models.iter()).filter(|model| seen.insert(&*model.id)).collect()
+}

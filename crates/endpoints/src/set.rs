@@ -1,0 +1,293 @@
+//! The one writer of a pool's endpoints: who is a member, what was read from each, published as snapshots.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use pool::{EndpointSpec, Runtime};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use crate::endpoint::{Endpoint, EndpointId, Slot};
+use crate::ledger::Booking;
+use crate::models::{ModelList, ModelTable, same_models};
+use crate::snapshot::{Entry, Scraped, Snapshot};
+
+/// [`EndpointSet::refresh_models`] asks the endpoints at most once in this time and waits no longer than it.
+pub const REFRESH_EVERY: Duration = Duration::from_secs(1);
+
+/// The endpoints of one pool.
+///
+/// Writers take a lock among themselves; readers load the latest [`Snapshot`] and never wait.
+#[derive(Debug)]
+pub struct EndpointSet {
+    current: ArcSwap<Snapshot>,
+    writer: Mutex<Writer>,
+    bookings: AtomicU64,
+    /// Wakes those who wait for a first attempt or a refresh, at each publication.
+    published: Notify,
+    membership: watch::Sender<u64>,
+    /// When model lists were last asked for out of turn.
+    models_wanted: watch::Sender<Option<Duration>>,
+}
+
+/// What a [`reconcile`](EndpointSet::reconcile) changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// New endpoints.
+    pub added: Vec<Arc<Endpoint>>,
+    /// Endpoints that are no longer members. Their bookings run out on their own.
+    pub removed: Vec<Arc<Endpoint>>,
+}
+
+/// What came of reading one endpoint.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// A scrape ended.
+    Scrape {
+        /// Whose.
+        id: EndpointId,
+        /// Whose metrics names the page was read by; of no use once the pool has another.
+        runtime: Runtime,
+        /// The page, or none if the attempt failed: what was known stays until it is stale.
+        scraped: Option<Arc<Scraped>>,
+    },
+    /// A reading of `/v1/models` ended.
+    Models {
+        /// Whose.
+        id: EndpointId,
+        /// When it was sent, since the epoch.
+        sent: Duration,
+        /// The list, or none if the attempt failed.
+        list: Option<Arc<ModelList>>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    members: Vec<Member>,
+    index: HashMap<EndpointId, usize>,
+    free_slots: BTreeSet<u32>,
+    membership: u64,
+    runtime: Option<Runtime>,
+}
+
+#[derive(Debug)]
+struct Member {
+    entry: Entry,
+    scrape_concluded: bool,
+    /// When the last concluded reading of the models was sent.
+    models_asked: Option<Duration>,
+}
+
+impl Default for EndpointSet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl EndpointSet {
+    /// A set without endpoints.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            current: ArcSwap::from_pointee(Snapshot::new(Vec::new(), 0)),
+            writer: Mutex::default(),
+            bookings: AtomicU64::new(0),
+            published: Notify::new(),
+            membership: watch::Sender::new(0),
+            models_wanted: watch::Sender::new(None),
+        }
+    }
+
+    /// The latest snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Books a request on an endpoint of this set; `prefill_tokens` as in [`Booking::book`].
+    pub fn book(&self, endpoint: &Arc<Endpoint>, prefill_tokens: u64) -> Booking {
+        let sequence = self.bookings.fetch_add(1, Ordering::Relaxed) + 1;
+        Booking::book(endpoint, prefill_tokens, sequence)
+    }
+
+    /// Makes the members those of `specs`. An endpoint whose name, host and port stay keeps its identity, ledger,
+    /// health and what was read from it, and its place in the order; new ones come after. A spec given twice counts once.
+    pub fn reconcile(&self, specs: &[EndpointSpec]) -> Changes {
+        let mut writer = self.writer.lock();
+        let changes = writer.reconcile(specs);
+        if !changes.is_empty() {
+            writer.membership += 1;
+            self.publish(&writer, None);
+            self.membership.send_replace(writer.membership);
+        }
+        changes
+    }
+
+    /// Takes in what was read, and publishes it once. What concerns a former member, or was read by the names of
+    /// another runtime than the one in force, is dropped.
+    pub fn apply(&self, updates: impl IntoIterator<Item = Update>) {
+        let mut writer = self.writer.lock();
+        let mut models_changed = false;
+        for update in updates {
+            models_changed |= writer.apply(update);
+        }
+        let table = (!models_changed).then(|| Arc::clone(self.current.load().table()));
+        self.publish(&writer, table);
+    }
+
+    /// Puts `runtime` in force: scrapes by another one are forgotten, loads are unknown until the first good scrape.
+    pub fn use_runtime(&self, runtime: Runtime) {
+        let mut writer = self.writer.lock();
+        if writer.runtime.replace(runtime) == Some(runtime) {
+            return;
+        }
+        for member in &mut writer.members {
+            member.entry.scraped = None;
+        }
+        self.publish(&writer, Some(Arc::clone(self.current.load().table())));
+    }
+
+    /// Resolves to true once each endpoint present has had one scrape concluded, well or badly; to false after
+    /// `within`.
+    pub async fn settled(&self, within: Duration) -> bool {
+        self.until(within, |writer| writer.members.iter().all(|member| member.scrape_concluded)).await
+    }
+
+    /// Has model lists older than `max_age` read again, so that an adapter loaded a moment ago is found before anybody
+    /// says 404. Many callers share one reading, there is at most one in [`REFRESH_EVERY`], and nobody waits longer
+    /// than that. The snapshot to look at is the one taken afterwards.
+    pub async fn refresh_models(&self, now: Duration, max_age: Duration) {
+        let young = |list: &Arc<ModelList>| now.saturating_sub(list.at) <= max_age;
+        if self.current.load().entries.iter().all(|entry| entry.models.as_ref().is_some_and(young)) {
+            return;
+        }
+        self.models_wanted.send_if_modified(|wanted| {
+            let due = wanted.is_none_or(|last| now >= last + REFRESH_EVERY);
+            if due {
+                *wanted = Some(now);
+            }
+            due
+        });
+        let wanted = *self.models_wanted.borrow();
+        self.until(REFRESH_EVERY, |writer| writer.members.iter().all(|member| member.models_asked >= wanted))
+            .await;
+    }
+
+    /// Changes with the membership, for the scraper.
+    pub(crate) fn watch_membership(&self) -> watch::Receiver<u64> {
+        self.membership.subscribe()
+    }
+
+    /// Changes when model lists are wanted out of turn, for the scraper.
+    pub(crate) fn watch_models_wanted(&self) -> watch::Receiver<Option<Duration>> {
+        self.models_wanted.subscribe()
+    }
+
+    /// Waits until `done`, looking again after each publication; false after `within`.
+    async fn until(&self, within: Duration, done: impl Fn(&Writer) -> bool) -> bool {
+        let wait = async {
+            loop {
+                // Registered before the look, so that nothing published in between is missed.
+                let mut published = std::pin::pin!(self.published.notified());
+                published.as_mut().enable();
+                if done(&self.writer.lock()) {
+                    return;
+                }
+                published.await;
+            }
+        };
+        timeout(within, wait).await.is_ok()
+    }
+
+    /// Stores a snapshot of the members; `table` is the present one where no model list changed.
+    fn publish(&self, writer: &Writer, table: Option<Arc<ModelTable>>) {
+        let entries: Vec<Entry> = writer.members.iter().map(|member| member.entry.clone()).collect();
+        let snapshot = match table {
+            Some(table) => Snapshot::with_table(entries, writer.membership, table),
+            None => Snapshot::new(entries, writer.membership),
+        };
+        self.current.store(Arc::new(snapshot));
+        self.published.notify_waiters();
+    }
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty()
+    }
+}
+
+impl Writer {
+    fn reconcile(&mut self, specs: &[EndpointSpec]) -> Changes {
+        let mut wanted: HashSet<&EndpointSpec> = specs.iter().collect();
+        let mut changes = Changes::default();
+        let free_slots = &mut self.free_slots;
+        self.members.retain(|member| {
+            let endpoint = &member.entry.endpoint;
+            // What is left in `wanted` afterwards is new.
+            let stays = wanted.remove(&endpoint.spec);
+            if !stays {
+                free_slots.insert(endpoint.slot.get());
+                changes.removed.push(Arc::clone(endpoint));
+            }
+            stays
+        });
+        for spec in specs.iter().filter(|spec| wanted.remove(spec)) {
+            let slot = self.take_slot();
+            let endpoint = Arc::new(Endpoint::new(slot, spec.clone()));
+            changes.added.push(Arc::clone(&endpoint));
+            self.members.push(Member::new(endpoint));
+        }
+        self.index =
+            self.members.iter().enumerate().map(|(at, member)| (member.entry.endpoint.id, at)).collect();
+        changes
+    }
+
+    /// The lowest slot that no member has.
+    fn take_slot(&mut self) -> Slot {
+        // Slots in use and free ones together are 0..n without a gap, so with none free the next is the members' number.
+        let next = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        Slot::new(self.free_slots.pop_first().unwrap_or(next))
+    }
+
+    /// Takes in one update; true if it changed which models are listed.
+    fn apply(&mut self, update: Update) -> bool {
+        let (Update::Scrape { id, .. } | Update::Models { id, .. }) = update;
+        let Some(member) = self.index.get(&id).and_then(|&at| self.members.get_mut(at)) else {
+            return false;
+        };
+        match update {
+            Update::Scrape { runtime, scraped, .. } => {
+                if self.runtime.is_none_or(|in_force| in_force == runtime) {
+                    member.scrape_concluded = true;
+                    member.entry.scraped = scraped.or(member.entry.scraped.take());
+                }
+                false
+            }
+            Update::Models { sent, list, .. } => {
+                member.models_asked = member.models_asked.max(Some(sent));
+                let Some(list) = list else { return false };
+                let changed = !same_models(member.entry.models.as_deref(), Some(&list));
+                member.entry.models = Some(list);
+                changed
+            }
+        }
+    }
+}
+
+impl Member {
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        let entry = Entry { endpoint, scraped: None, models: None };
+        Self { entry, scrape_concluded: false, models_asked: None }
+    }
+}
+
+#[cfg(test)]
+mod tests;

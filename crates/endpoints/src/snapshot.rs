@@ -1,0 +1,172 @@
+//! The immutable picture of a pool's endpoints that a decision reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::endpoint::Endpoint;
+use crate::health::Standing;
+use crate::metrics::EngineMetrics;
+use crate::models::{self, MODELS_FRESH, ModelList, ModelTable, ServedModel, Serving};
+
+/// A scrape older than this no longer tells an endpoint's load.
+pub const STALE_AFTER: Duration = Duration::from_secs(3);
+
+/// One good scrape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scraped {
+    /// When the page had come in whole, since the epoch.
+    pub at: Duration,
+    /// What the page said.
+    pub metrics: EngineMetrics,
+    /// Our own requests on the endpoint while the page was made: the larger of the ledger when the scrape was sent and
+    /// when the page had come. So much of the page's running and waiting is ours.
+    pub in_flight_then: u32,
+}
+
+/// One endpoint and what was last read from it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The endpoint, its ledger and health live.
+    pub endpoint: Arc<Endpoint>,
+    /// The last good scrape under the runtime in force.
+    pub scraped: Option<Arc<Scraped>>,
+    /// The last good model list.
+    pub models: Option<Arc<ModelList>>,
+}
+
+/// All endpoints at one moment. Entries keep their order while the membership stays the same.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// One for each endpoint.
+    pub entries: Box<[Entry]>,
+    /// Changes whenever the set of endpoints does, and only then.
+    pub membership: u64,
+    /// Some endpoint can load LoRA adapters and says which are active.
+    pub reports_lora: bool,
+    models: Arc<ModelTable>,
+    /// Age of the oldest model list; none if a list is missing or nobody is there.
+    models_at: Option<Duration>,
+}
+
+/// One endpoint's load at one moment, for scoring.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Requests on the endpoint, running and waiting: ours by the ledger, others' by the last scrape.
+    pub in_flight: u32,
+    /// Requests in the engine's waiting queue, corrected by what we booked and released since the scrape.
+    pub waiting: u32,
+    /// Prompt tokens that we booked and whose answer has not begun.
+    pub prefill_tokens: u32,
+    /// Share of the KV cache in use, 0 to 1.
+    pub kv_usage_ratio: f32,
+    /// Sequence number of our latest booking, 0 for none: equal endpoints take turns by it.
+    pub last_booked: u64,
+    /// How far the numbers can be trusted.
+    pub standing: LoadStanding,
+}
+
+/// How far a [`Load`] can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadStanding {
+    /// By a scrape at most [`STALE_AFTER`] old.
+    Fresh,
+    /// No scrape, or an old one: the numbers are our own bookings alone. Unknown is not empty.
+    Unknown,
+    /// Left out after failures ([`Standing::Out`]); the numbers are as for the other two. On probation an endpoint is not
+    /// left out: who picks it must win [`Health::admits`](crate::Health::admits).
+    LeftOut,
+}
+
+impl Entry {
+    /// The endpoint's load at `now`.
+    ///
+    /// With `L` the ledger's requests now, and by a scrape at most [`STALE_AFTER`] old `R` running, `W` waiting, and `L0`
+    /// our requests at the time of the scrape:
+    ///
+    /// - `in_flight = max(0, R + W - L0) + L`: others' requests stay as they were, ours are counted;
+    /// - `waiting = 0` if `W = 0`, else `max(0, W + L - L0)`: while a queue stands, what we add joins it and what ends
+    ///   lets one of it go; where none stood, what we add is taken to run.
+    ///
+    /// Without such a scrape: `in_flight = L`, `waiting = 0`, KV use 0, and the standing says that this is not knowledge.
+    #[must_use]
+    pub fn load(&self, now: Duration) -> Load {
+        let ledger = &self.endpoint.ledger;
+        let ours = ledger.requests();
+        let fresh = self.scraped.as_deref().filter(|scraped| now.saturating_sub(scraped.at) <= STALE_AFTER);
+        let (in_flight, waiting, kv_usage_ratio, known) = match fresh {
+            Some(scraped) => {
+                let page = &scraped.metrics;
+                let foreign =
+                    page.running.saturating_add(page.waiting).saturating_sub(scraped.in_flight_then);
+                let waiting = match page.waiting {
+                    0 => 0,
+                    waiting => waiting.saturating_add(ours).saturating_sub(scraped.in_flight_then),
+                };
+                (foreign.saturating_add(ours), waiting, page.kv_usage_ratio, LoadStanding::Fresh)
+            }
+            None => (ours, 0, 0.0, LoadStanding::Unknown),
+        };
+        let left_out = self.endpoint.health.standing(now) == Standing::Out;
+        Load {
+            in_flight,
+            waiting,
+            prefill_tokens: u32::try_from(ledger.prefill_tokens()).unwrap_or(u32::MAX),
+            kv_usage_ratio,
+            last_booked: ledger.last_booked(),
+            standing: if left_out { LoadStanding::LeftOut } else { known },
+        }
+    }
+}
+
+impl Snapshot {
+    /// A snapshot of these entries. `membership` names the set of endpoints.
+    #[must_use]
+    pub fn new(entries: Vec<Entry>, membership: u64) -> Self {
+        let lists: Vec<_> = entries.iter().map(|entry| entry.models.as_deref()).collect();
+        let table = Arc::new(ModelTable::new(&lists));
+        Self::with_table(entries, membership, table)
+    }
+
+    /// As [`new`](Self::new), with a table that was made from the entries' lists.
+    pub(crate) fn with_table(entries: Vec<Entry>, membership: u64, models: Arc<ModelTable>) -> Self {
+        let reports_lora = entries.iter().any(|entry| {
+            let lora = entry.scraped.as_deref().and_then(|scraped| scraped.metrics.lora.as_ref());
+            lora.is_some_and(|lora| lora.max > 0)
+        });
+        // The oldest, and none if any is missing: `None` is the least of all options.
+        let models_at = entries.iter().map(|entry| entry.models.as_ref().map(|list| list.at)).min().flatten();
+        Self { entries: entries.into(), membership, reports_lora, models, models_at }
+    }
+
+    /// Writes each entry's [`Load`] at `now` into `out`, in entry order, over whatever it held. See [`Entry::load`] for
+    /// the formula.
+    pub fn read_loads(&self, now: Duration, out: &mut Vec<Load>) {
+        out.clear();
+        out.extend(self.entries.iter().map(|entry| entry.load(now)));
+    }
+
+    /// Who serves `model`, by the endpoints' own lists as known at `now`.
+    #[must_use]
+    pub fn serving(&self, model: &str, now: Duration) -> Serving<'_> {
+        let all_known = self.models_at.is_some_and(|oldest| is_fresh(oldest, now));
+        self.models.serving(model, all_known)
+    }
+
+    /// All models of the lists known at `now` (at most [`MODELS_FRESH`] old), each id once: the pool's `/v1/models`.
+    #[must_use]
+    pub fn models(&self, now: Duration) -> Vec<&ServedModel> {
+        let known = self.entries.iter().filter_map(|entry| entry.models.as_deref());
+        models::merged(known.filter(|list| is_fresh(list.at, now)))
+    }
+
+    pub(crate) fn table(&self) -> &Arc<ModelTable> {
+        &self.models
+    }
+}
+
+fn is_fresh(list_at: Duration, now: Duration) -> bool {
+    now.saturating_sub(list_at) <= MODELS_FRESH
+}
+
+#[cfg(test)]
+mod tests;
