@@ -12,20 +12,20 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024;
 
 /// One sample line, taken apart as far as its labels.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample<'a> {
-    /// Name and value of each label.
-    pub labels: Labels<'a>,
+pub(crate) struct Sample<'a> {
+    /// The labels.
+    pub(crate) labels: Labels<'a>,
     /// The value; any float, NaN and infinities included.
-    pub value: f64,
+    pub(crate) value: f64,
 }
 
 /// The labels of one line, checked: iterating cannot fail.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Labels<'a>(&'a str);
+pub(crate) struct Labels<'a>(&'a str);
 
 /// Cuts a page into lines.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub(crate) struct Lines {
     /// A line's beginning, whose end has not come yet.
     carry: Vec<u8>,
 }
@@ -46,7 +46,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`LineError::TooLong`], or the first error of `line`; the page is then of no further use.
-    pub fn feed<E: From<LineError>>(
+    pub(crate) fn feed<E: From<LineError>>(
         &mut self,
         chunk: &[u8],
         mut line: impl FnMut(&[u8]) -> Result<(), E>,
@@ -72,7 +72,7 @@ impl Lines {
     ///
     /// # Errors
     /// The error of `line`.
-    pub fn finish<E>(self, line: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn finish<E>(self, line: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
         if self.carry.is_empty() { Ok(()) } else { line(&self.carry) }
     }
 
@@ -88,7 +88,7 @@ impl<'a> Sample<'a> {
     ///
     /// # Errors
     /// [`LineError::Malformed`].
-    pub fn parse(after_name: &'a [u8]) -> Result<Self, LineError> {
+    pub(crate) fn parse(after_name: &'a [u8]) -> Result<Self, LineError> {
         let text = std::str::from_utf8(after_name).map_err(|_| LineError::Malformed)?;
         let text = text.trim_start_matches(BLANK);
         let (labels, text) = match text.strip_prefix('{') {
@@ -103,12 +103,12 @@ impl<'a> Sample<'a> {
 impl<'a> Labels<'a> {
     /// The value of the label called `name`.
     #[must_use]
-    pub fn value(&self, name: &str) -> Option<Cow<'a, str>> {
+    pub(crate) fn value(&self, name: &str) -> Option<Cow<'a, str>> {
         self.iter().find(|(label, _)| *label == name).map(|(_, value)| value)
     }
 
     /// Names and values, in the order of the line.
-    pub fn iter(&self) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> + use<'a> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> + use<'a> {
         let mut rest = self.0;
         std::iter::from_fn(move || match next_label(rest)? {
             Label::Pair { name, value, rest: after } => {
@@ -133,7 +133,7 @@ impl<'a> Labels<'a> {
 
 /// The name at the beginning of a line and what follows it; none for a comment, an empty line or anything else.
 #[must_use]
-pub fn split_name(line: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn split_name(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.trim_ascii_start();
     if line.first().is_none_or(|&first| first == b'#') {
         return None;

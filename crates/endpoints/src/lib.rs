@@ -18,6 +18,7 @@
 
 mod clock;
 mod endpoint;
+mod exposition;
 mod health;
 mod ledger;
 mod metrics;
@@ -28,10 +29,11 @@ mod snapshot;
 
 pub use clock::Clock;
 pub use endpoint::{Endpoint, EndpointId, Slot};
+pub use exposition::{LINE_BYTES_MAX, LineError};
 pub use health::{FAILURES_MAX, Health, OUT_FIRST, OUT_MAX, PROBE_LEASE, Standing};
 pub use ledger::{Booking, Ledger};
-pub use metrics::{CacheGeometry, EngineMetrics, Lora};
-pub use models::{MODELS_FRESH, ModelList, ServedModel, Serving};
-pub use scrape::{ScrapeConfig, ScrapeStats};
+pub use metrics::{CacheGeometry, EngineMetrics, Lora, PageError, PageReader};
+pub use models::{MODELS_FRESH, MODELS_MAX, ModelList, ModelsError, ServedModel, Serving};
+pub use scrape::{FailureReason, FetchError, ScrapeConfig, ScrapeError, ScrapeFailure, ScrapeStats, spawn};
 pub use set::{Changes, EndpointSet, REFRESH_EVERY, Update};
 pub use snapshot::{Entry, Load, LoadStanding, STALE_AFTER, Scraped, Snapshot};

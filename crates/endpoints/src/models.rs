@@ -4,6 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The most models of one endpoint.
+pub const MODELS_MAX: usize = 4096;
 /// A model list older than this is no longer known.
 pub const MODELS_FRESH: Duration = Duration::from_secs(10);
 
@@ -27,6 +32,20 @@ pub struct ServedModel {
     pub raw: Box<str>,
 }
 
+/// Why an answer to `GET /v1/models` is no model list.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelsError {
+    /// It is not the JSON it should be.
+    #[error("/v1/models: {0}: expected {{\"data\":[{{\"id\":\"...\"}}]}}")]
+    Json(#[from] serde_json::Error),
+    /// It lists more than is taken in.
+    #[error("/v1/models lists {models} models: at most {MODELS_MAX} are taken in")]
+    TooMany {
+        /// How many it lists.
+        models: usize,
+    },
+}
+
 /// Who serves one model. Entries are named by their index in the snapshot.
 #[derive(Debug, Clone, Copy)]
 pub struct Serving<'a> {
@@ -37,6 +56,45 @@ pub struct Serving<'a> {
     pub models_differ: bool,
     listed: Option<&'a EntrySet>,
     without_list: &'a EntrySet,
+}
+
+impl ModelList {
+    /// Reads an answer in OpenAI's shape that had come in whole at `at`. Of models with one id the first counts.
+    ///
+    /// # Errors
+    /// [`ModelsError`].
+    pub fn parse(body: &[u8], at: Duration) -> Result<Self, ModelsError> {
+        let answer: Answer<'_> = serde_json::from_slice(body)?;
+        if answer.data.len() > MODELS_MAX {
+            return Err(ModelsError::TooMany { models: answer.data.len() });
+        }
+        let mut seen = HashSet::new();
+        let mut models = Vec::with_capacity(answer.data.len());
+        for raw in answer.data {
+            let Named { id, parent } = serde_json::from_str(raw.get())?;
+            if seen.insert(id.clone()) {
+                let parent = parent.as_str().map(Box::from);
+                models.push(ServedModel { id, parent, raw: raw.get().into() });
+            }
+        }
+        Ok(Self { at, models: models.into() })
+    }
+}
+
+/// The answer's list, its objects kept as they were written.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow)]
+    data: Vec<&'a RawValue>,
+}
+
+/// What is read of one model's object.
+#[derive(Deserialize)]
+struct Named {
+    id: Box<str>,
+    /// A string or null in vLLM; whatever else it may be elsewhere is no reason to drop the model.
+    #[serde(default)]
+    parent: serde_json::Value,
 }
 
 impl Serving<'_> {

@@ -125,6 +125,8 @@ impl EndpointSet {
             self.publish(&writer, None);
             self.membership.send_replace(writer.membership);
         }
+        drop(writer);
+        changes.log();
         changes
     }
 
@@ -221,6 +223,15 @@ impl Changes {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty()
+    }
+
+    fn log(&self) {
+        for endpoint in &self.added {
+            tracing::info!(endpoint = endpoint.authority(), name = &*endpoint.spec.name, "endpoint added");
+        }
+        for endpoint in &self.removed {
+            tracing::info!(endpoint = endpoint.authority(), name = &*endpoint.spec.name, "endpoint removed");
+        }
     }
 }
 

@@ -1,0 +1,214 @@
+//! The two tasks of one endpoint: its metrics and its models.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pool::MetricsScheme;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::client::{Connection, FetchError, Origin, Security};
+use super::tls::TlsConfigs;
+use super::{Pace, ScrapeConfig, ScrapeError, changed};
+use crate::clock::Clock;
+use crate::endpoint::Endpoint;
+use crate::metrics::{EngineMetrics, PageReader};
+use crate::models::{ModelList, ModelsError};
+use crate::set::Update;
+use crate::snapshot::Scraped;
+
+/// The largest metrics page, in bytes.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The largest model list, in bytes.
+const MODELS_BYTES_MAX: usize = 1024 * 1024;
+/// An endpoint that fails and recovers all the time is logged at most once in this time.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// What each task gets of its own.
+#[derive(Debug, Clone)]
+pub(super) struct Worker {
+    pub(super) pace: Pace,
+    pub(super) clock: Clock,
+    pub(super) config: watch::Receiver<ScrapeConfig>,
+    pub(super) tls: Arc<TlsConfigs>,
+    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) models_wanted: watch::Receiver<Option<Duration>>,
+}
+
+/// Keeps endpoints that were added together from being asked together.
+struct Jitter(u64);
+
+/// Says once that scrapes began to fail, and once that they work again.
+#[derive(Default)]
+struct FailureLog {
+    warned: bool,
+    warned_at: Option<Duration>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadModelsError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Models(#[from] ModelsError),
+}
+
+impl Worker {
+    /// Scrapes the endpoint's metrics until nobody wants them.
+    pub(super) async fn scrape_for_ever(mut self, endpoint: Arc<Endpoint>) {
+        let mut connection: Option<Connection> = None;
+        let mut jitter = Jitter::new(&endpoint);
+        let mut log = FailureLog::default();
+        loop {
+            let config = self.config.borrow_and_update().clone();
+            let connection = self.towards(metrics_origin(&endpoint, &config), &mut connection);
+            let (sent, booked) = (Instant::now(), endpoint.ledger.last_booked());
+            let ours_then = endpoint.ledger.requests();
+            let page = self.within_timeout(read_page(connection, &config)).await;
+            let (at, took) = (self.clock.now(), sent.elapsed());
+            let in_flight_then = ours_then.max(endpoint.ledger.requests());
+            log.note(&endpoint, &page, at);
+            match &page {
+                Ok(_) => endpoint.scrapes.succeeded(at, took),
+                Err(error) => endpoint.scrapes.failed_with(error, at),
+            }
+            let scraped = page.ok().map(|metrics| Arc::new(Scraped { at, metrics, in_flight_then }));
+            let update = Update::Scrape { id: endpoint.id, runtime: config.runtime, scraped };
+            if self.updates.send(update).await.is_err() {
+                return;
+            }
+            let share = jitter.share();
+            // Never more than half the time under load: an engine that answers slowly is asked less.
+            let busy = self.pace.busy.mul_f64(share).max(took * 2);
+            let next_if_booked = async {
+                endpoint.ledger.booked_after(booked).await;
+                sleep_until(sent + busy).await;
+            };
+            tokio::select! {
+                () = sleep_until(sent + self.pace.idle.mul_f64(share)) => {}
+                () = next_if_booked => {}
+                () = changed(&mut self.config) => {}
+            }
+        }
+    }
+
+    /// Reads the endpoint's model list until nobody wants it.
+    pub(super) async fn read_models_for_ever(mut self, endpoint: Arc<Endpoint>) {
+        let mut connection: Option<Connection> = None;
+        let mut jitter = Jitter::new(&endpoint);
+        let mut was_known = None;
+        loop {
+            self.models_wanted.mark_unchanged();
+            let origin = models_origin(&endpoint, &self.config.borrow_and_update());
+            let connection = self.towards(origin, &mut connection);
+            let sent = Instant::now();
+            let sent_at = self.clock.now();
+            let list = self.within_timeout(read_models(connection, self.clock)).await;
+            if was_known.replace(list.is_ok()) != Some(list.is_ok())
+                && let Err(error) = &list
+            {
+                let endpoint = endpoint.authority();
+                tracing::info!(endpoint, %error, "endpoint gives no model list: unknown models are passed on");
+            }
+            let list = list.ok().map(Arc::new);
+            let update = Update::Models { id: endpoint.id, sent: sent_at, list };
+            if self.updates.send(update).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = sleep_until(sent + self.pace.models.mul_f64(jitter.share())) => {}
+                () = changed(&mut self.models_wanted) => {}
+                () = changed(&mut self.config) => {}
+            }
+        }
+    }
+
+    /// The kept connection if it goes to `origin`, else a new one in its place.
+    fn towards<'a>(&self, origin: Origin, kept: &'a mut Option<Connection>) -> &'a mut Connection {
+        if kept.as_ref().is_some_and(|connection| *connection.origin() != origin) {
+            *kept = None;
+        }
+        kept.get_or_insert_with(|| Connection::new(origin, Arc::clone(&self.tls)))
+    }
+
+    async fn within_timeout<T, E: From<FetchError>>(
+        &self,
+        reading: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        timeout(self.pace.timeout, reading).await.unwrap_or_else(|_| {
+            let after_ms = u64::try_from(self.pace.timeout.as_millis()).unwrap_or(u64::MAX);
+            Err(FetchError::Timeout { after_ms }.into())
+        })
+    }
+}
+
+async fn read_page(connection: &mut Connection, config: &ScrapeConfig) -> Result<EngineMetrics, ScrapeError> {
+    let mut page = PageReader::new(config.runtime);
+    connection
+        .get(&config.target.path, PAGE_BYTES_MAX, |chunk| Ok::<_, ScrapeError>(page.feed(chunk)?))
+        .await?;
+    Ok(page.finish()?)
+}
+
+async fn read_models(connection: &mut Connection, clock: Clock) -> Result<ModelList, ReadModelsError> {
+    let mut body = Vec::new();
+    let keep = |chunk: &[u8]| {
+        body.extend_from_slice(chunk);
+        Ok::<_, FetchError>(())
+    };
+    connection.get("/v1/models", MODELS_BYTES_MAX, keep).await?;
+    Ok(ModelList::parse(&body, clock.now())?)
+}
+
+fn metrics_origin(endpoint: &Endpoint, config: &ScrapeConfig) -> Origin {
+    let target = &config.target;
+    let security = match target.scheme {
+        MetricsScheme::Http => Security::Clear,
+        MetricsScheme::Https => Security::Tls { verify: !target.https_insecure_skip_verify },
+    };
+    let port = target.port.unwrap_or(endpoint.spec.port);
+    Origin { host: Arc::clone(&endpoint.spec.host), port, security }
+}
+
+/// Models are asked for where requests go; that port speaks TLS if the metrics on the same port do.
+fn models_origin(endpoint: &Endpoint, config: &ScrapeConfig) -> Origin {
+    let metrics = metrics_origin(endpoint, config);
+    let security = if metrics.port == endpoint.spec.port { metrics.security } else { Security::Clear };
+    Origin { port: endpoint.spec.port, security, ..metrics }
+}
+
+impl Jitter {
+    fn new(endpoint: &Endpoint) -> Self {
+        Self(endpoint.id.get())
+    }
+
+    /// A share of an interval, from two thirds to the whole: ±20 % about its middle.
+    fn share(&mut self) -> f64 {
+        // SplitMix64 (Steele, Lea, Flood 2014): more than enough to keep two timers apart.
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^= bits >> 31;
+        2.0 / 3.0 + (bits >> 11) as f64 / (1_u64 << 53) as f64 / 3.0
+    }
+}
+
+impl FailureLog {
+    fn note(&mut self, endpoint: &Endpoint, page: &Result<EngineMetrics, ScrapeError>, now: Duration) {
+        let endpoint = endpoint.authority();
+        match page {
+            Ok(_) if self.warned => {
+                self.warned = false;
+                tracing::info!(endpoint, "metrics are read again");
+            }
+            Err(error) if !self.warned && self.warned_at.is_none_or(|at| now >= at + WARN_EVERY) => {
+                self.warned = true;
+                self.warned_at = Some(now);
+                let reason = error.reason().as_str();
+                tracing::warn!(endpoint, reason, %error, "metrics cannot be read: load becomes unknown, not zero");
+            }
+            _ => {}
+        }
+    }
+}
