@@ -8,7 +8,7 @@
 //!
 //! | bytes | stand before |
 //! |---|---|
-//! | `F4 + rank` (`F5` to `FB`) | a field; rank 0 has no mark, so that a bare prompt is its own text |
+//! | [`FIELD`] and the rank | a field; rank 0 has no mark, so that a bare prompt is its own text |
 //! | [`ITEM`] | a message; the second and later prompts of a batch |
 //! | [`PART`] | the second and later parts of a content |
 //! | [`QUOTE`] | and after: strings and keys of what is kept as JSON; each value there ends in `,` |
@@ -25,10 +25,7 @@ pub(crate) const ITEM: u8 = 0xFF;
 pub(crate) const PART: u8 = 0xFE;
 pub(crate) const QUOTE: u8 = 0xFD;
 pub(crate) const DIGEST: u8 = 0xC1;
-const FIELD: u8 = 0xF4;
-
-/// Ranks in a record, at most: as many as there are marks.
-pub(crate) const RANKS_MAX: u8 = 8;
+const FIELD: u8 = 0xFC;
 
 /// The prompt as it grows.
 #[derive(Debug)]
@@ -65,7 +62,6 @@ impl Prompt {
     /// A prompt of which the first `bytes_max` bytes are wanted. The fields of the request have the ranks
     /// `0..ranks`; the last is the one without which there is no prompt.
     pub(crate) fn new(ranks: u8, bytes_max: usize) -> Self {
-        debug_assert!(ranks <= RANKS_MAX);
         let request = Record { ranks, text_start: 0, fields_start: 0, room: bytes_max };
         Self {
             text: Vec::new(),
@@ -77,7 +73,8 @@ impl Prompt {
     }
 
     /// Appends to the open field as much as can still matter. Fields that come in order never hold more than
-    /// `bytes_max` bytes together; out of order each field of an open record may hold as many again.
+    /// `bytes_max` bytes together; each field that comes before one of a lower rank may hold as many again, until
+    /// its record is closed.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         let kept = bytes.len().min(self.room);
         if self.text.capacity() == 0 && kept > 0 {
@@ -96,12 +93,11 @@ impl Prompt {
     pub(crate) fn field_is_empty(&self) -> bool {
         self.fields
             .last()
-            .is_none_or(|field| self.text.len() <= field.text_start + usize::from(field.rank > 0))
+            .is_none_or(|field| self.text.len() <= field.text_start + if field.rank > 0 { 2 } else { 0 })
     }
 
     /// Begins a record inside the open field; its fields have the ranks `0..ranks`.
     pub(crate) fn open_record(&mut self, ranks: u8) {
-        debug_assert!(ranks <= RANKS_MAX);
         let (text_start, fields_start) = (self.text.len(), self.fields.len());
         self.records.push(Record { ranks, text_start, fields_start, room: self.room });
         self.room = 0;
@@ -130,7 +126,7 @@ impl Prompt {
         self.room = self.records.last().map_or(0, |record| record.room.saturating_sub(lower));
         self.fields.push(Field { rank, open: true, text_start: self.text.len() });
         if rank > 0 {
-            self.append(&[FIELD + rank]);
+            self.append(&[FIELD, rank]);
         }
     }
 
@@ -164,6 +160,9 @@ impl Prompt {
     /// Whether nothing that may still come can change the first `bytes_max` bytes of the final text. With
     /// `absent_is_absent` what has not come by now is taken never to come, but for the one field that must.
     pub(crate) fn is_settled(&self, absent_is_absent: bool) -> bool {
+        if self.text.len() < self.bytes_max && self.fields_of(0).any(|(field, _)| field.open) {
+            return false;
+        }
         let mut wanted = self.bytes_max;
         for (depth, record) in self.records.iter().enumerate() {
             let mut goes_on_inside = false;
@@ -265,20 +264,20 @@ mod tests {
 
     #[test]
     fn fields_stand_by_rank_whatever_their_order() {
-        assert_eq!(one_record(99, &[(0, "user"), (1, "hi")]), b"user\xF5hi!");
-        assert_eq!(one_record(99, &[(1, "hi"), (0, "user")]), b"user\xF5hi!");
+        assert_eq!(one_record(99, &[(0, "user"), (1, "hi")]), b"user\xFC\x01hi!");
+        assert_eq!(one_record(99, &[(1, "hi"), (0, "user")]), b"user\xFC\x01hi!");
     }
 
     #[test]
     fn the_last_of_one_rank_wins() {
-        assert_eq!(one_record(99, &[(0, "bot"), (1, "hi"), (0, "user")]), b"user\xF5hi!");
-        assert_eq!(one_record(99, &[(1, "ho"), (1, "hi")]), b"\xF5hi!");
+        assert_eq!(one_record(99, &[(0, "bot"), (1, "hi"), (0, "user")]), b"user\xFC\x01hi!");
+        assert_eq!(one_record(99, &[(1, "ho"), (1, "hi")]), b"\xFC\x01hi!");
     }
 
     #[test]
     fn the_cut_falls_on_the_same_byte_whatever_the_order() {
-        for bytes_max in 0..10 {
-            let whole = &b"user\xF5hi!"[..bytes_max.min(8)];
+        for bytes_max in 0..11 {
+            let whole = &b"user\xFC\x01hi!"[..bytes_max.min(9)];
             assert_eq!(one_record(bytes_max, &[(0, "user"), (1, "hi")]), whole, "{bytes_max}");
             assert_eq!(one_record(bytes_max, &[(1, "hi"), (0, "user")]), whole, "{bytes_max}");
         }
@@ -286,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_field_that_may_still_come_first_keeps_the_prompt_open() {
-        let mut prompt = Prompt::new(2, 4);
+        let mut prompt = Prompt::new(2, 5);
         prompt.open_field(1);
         prompt.append(b"abcdef");
         assert!(prompt.is_full() && !prompt.is_settled(false) && prompt.is_settled(true));
@@ -296,17 +295,17 @@ mod tests {
         prompt.append(b"x");
         prompt.close_field();
         assert!(prompt.is_settled(false));
-        assert_eq!(prompt.into_text(), b"x\xF5ab");
+        assert_eq!(prompt.into_text(), b"x\xFC\x01ab");
     }
 
     #[test]
     fn a_prompt_without_its_required_field_never_settles() {
-        let mut prompt = Prompt::new(2, 4);
+        let mut prompt = Prompt::new(2, 5);
         prompt.open_field(0);
         prompt.append(b"abc");
         prompt.close_field();
         assert!(!prompt.is_settled(true) && !prompt.is_present());
         prompt.open_field(1);
-        assert!(prompt.is_settled(true), "the mark is the fourth byte");
+        assert!(prompt.is_settled(true), "the mark fills it");
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::Api;
 use crate::json::Literal;
-use crate::prompt::RANKS_MAX;
 
 /// What a value means, and its rank when it is a field of a record of the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,23 +62,80 @@ impl Shape {
     }
 }
 
-pub(super) const REQUEST: Slot = plain(Kind::Request);
+pub(super) const REQUEST: Slot = Slot { kind: Kind::Request, rank: None };
 
-/// How many fields of a request make up its prompt, [`Api::prompt_field`] being the last.
-pub(super) const fn sections(api: Api) -> u8 {
+/// Rank of a message's role.
+pub(super) const ROLE: u8 = 0;
+/// Rank of what a message says.
+pub(super) const CONTENT: u8 = 1;
+
+/// The fields of a record of the prompt, in the order in which they stand there.
+type Fields = &'static [(&'static str, Kind)];
+
+/// The fields of a message of any API, and of an item of a Responses input.
+const MESSAGE: Fields = &[
+    ("role", Kind::Text),
+    ("content", Kind::Content),
+    ("reasoning", Kind::Text),
+    ("reasoning_content", Kind::Text),
+    ("summary", Kind::Content),
+    ("name", Kind::Text),
+    ("tool_call_id", Kind::Text),
+    ("call_id", Kind::Text),
+    ("tool_calls", Kind::Json),
+    ("function_call", Kind::Json),
+    ("arguments", Kind::Text),
+    ("output", Kind::Content),
+];
+
+/// The fields of a part of a content. What only steers the server's cache (`cache_control`) or is implied (`type`)
+/// is no text.
+const PART: Fields = &[
+    ("text", Kind::Text),
+    ("thinking", Kind::Text),
+    ("refusal", Kind::Text),
+    ("name", Kind::Text),
+    ("id", Kind::Text),
+    ("tool_use_id", Kind::Text),
+    ("input", Kind::Json),
+    ("title", Kind::Text),
+    ("context", Kind::Text),
+    ("content", Kind::Content),
+    ("image_url", Kind::Media),
+    ("input_audio", Kind::Media),
+    ("audio_url", Kind::Media),
+    ("video_url", Kind::Media),
+    ("image", Kind::Media),
+    ("source", Kind::Media),
+    ("file", Kind::Media),
+    ("file_id", Kind::Media),
+    ("file_url", Kind::Media),
+    ("file_data", Kind::Media),
+    ("data", Kind::Media),
+];
+
+/// The fields of a request that make up its prompt; the last is the one without which there is none.
+const fn sections(api: Api) -> Fields {
     match api {
-        Api::Completions | Api::Embeddings => 1,
-        Api::ChatCompletions => 2,
-        Api::Responses | Api::Messages => 3,
+        Api::ChatCompletions => &[("tools", Kind::Json), ("messages", Kind::Messages)],
+        Api::Completions => &[("prompt", Kind::Prompts)],
+        Api::Embeddings => &[("input", Kind::Prompts)],
+        Api::Responses => {
+            &[("tools", Kind::Json), ("instructions", Kind::Content), ("input", Kind::Messages)]
+        }
+        Api::Messages => &[("tools", Kind::Json), ("system", Kind::Content), ("messages", Kind::Messages)],
     }
 }
 
-/// How many ranks the fields of a record of this kind have; `None` for what is no record.
-pub(super) const fn ranks(kind: Kind) -> Option<u8> {
-    match kind {
-        Kind::Message | Kind::Part => Some(RANKS_MAX),
-        _ => None,
-    }
+/// How many ranks the fields of a record have; 0 for what is no record.
+pub(super) const fn ranks(api: Api, kind: Kind) -> u8 {
+    let fields = match kind {
+        Kind::Request => sections(api),
+        Kind::Message => MESSAGE,
+        Kind::Part => PART,
+        _ => &[],
+    };
+    fields.len() as u8
 }
 
 /// What an array or object of this kind is to what stands in it.
@@ -95,86 +151,52 @@ pub(super) fn opened(kind: Kind, shape: Shape) -> Kind {
 
 /// What an element of an array means.
 pub(super) fn element(array: Kind) -> Slot {
-    plain(match array {
+    let kind = match array {
         Kind::Messages => Kind::Message,
         Kind::Content => Kind::Part,
         Kind::Prompts => Kind::Prompt,
         Kind::Prompt => Kind::Token,
-        Kind::Media => Kind::Media,
-        Kind::Json => Kind::Json,
+        Kind::Media | Kind::Json => array,
         _ => Kind::Skip,
-    })
+    };
+    Slot { kind, rank: None }
 }
 
 /// What the value of a key in an object means.
 pub(super) fn field(api: Api, object: Kind, key: &[u8]) -> Slot {
     match object {
-        Kind::Request => request_field(api, key),
-        Kind::Message => message_field(key),
-        Kind::Part => part_field(key),
+        Kind::Request => find(sections(api), key).unwrap_or_else(|| setting(api, key)),
+        Kind::Message => find(MESSAGE, key).unwrap_or(SKIP),
+        Kind::Part => find(PART, key).unwrap_or(SKIP),
         Kind::Media => match key {
-            b"url" | b"data" | b"file_data" | b"file_id" | b"file_url" | b"content" => plain(Kind::Media),
-            _ => plain(Kind::Skip),
+            b"url" | b"data" | b"file_data" | b"file_id" | b"content" => {
+                Slot { kind: Kind::Media, rank: None }
+            }
+            _ => SKIP,
         },
-        Kind::Json => plain(Kind::Json),
-        _ => plain(Kind::Skip),
+        Kind::Json => Slot { kind: Kind::Json, rank: None },
+        _ => SKIP,
     }
 }
 
-fn request_field(api: Api, key: &[u8]) -> Slot {
-    match (api, key) {
-        (_, b"model") => plain(Kind::Model),
-        (_, b"stream") => plain(Kind::Stream),
-        (Api::ChatCompletions, b"max_completion_tokens") => plain(Kind::MaxCompletionTokens),
-        (Api::ChatCompletions | Api::Completions | Api::Messages, b"max_tokens") => plain(Kind::MaxTokens),
-        (Api::Responses, b"max_output_tokens") => plain(Kind::MaxTokens),
-
-        (Api::ChatCompletions | Api::Responses | Api::Messages, b"tools") => ranked(0, Kind::Json),
-        (Api::Responses, b"instructions") | (Api::Messages, b"system") => ranked(1, Kind::Content),
-        (Api::ChatCompletions, b"messages") => ranked(1, Kind::Messages),
-        (Api::Responses, b"input") | (Api::Messages, b"messages") => ranked(2, Kind::Messages),
-        (Api::Completions, b"prompt") | (Api::Embeddings, b"input") => ranked(0, Kind::Prompts),
-        // vLLM: embeddings of a conversation.
-        (Api::Embeddings, b"messages") => ranked(0, Kind::Messages),
-        _ => plain(Kind::Skip),
-    }
-}
-
-/// A message of any API, or an item of a Responses input.
-fn message_field(key: &[u8]) -> Slot {
-    match key {
-        b"role" => ranked(0, Kind::Text),
-        b"content" => ranked(1, Kind::Content),
-        b"reasoning_content" | b"reasoning" | b"summary" => ranked(2, Kind::Text),
-        b"name" => ranked(3, Kind::Text),
-        b"tool_call_id" | b"call_id" => ranked(4, Kind::Text),
-        b"tool_calls" | b"function_call" => ranked(5, Kind::Json),
-        b"arguments" => ranked(6, Kind::Text),
-        b"output" => ranked(7, Kind::Content),
-        _ => plain(Kind::Skip),
-    }
-}
-
-/// A part of a content. What only steers the server's cache (`cache_control`) or is implied (`type`) is no text.
-fn part_field(key: &[u8]) -> Slot {
-    match key {
-        b"text" | b"thinking" | b"refusal" => ranked(0, Kind::Text),
-        b"image_url" | b"input_audio" | b"audio_url" | b"video_url" | b"image" | b"file" | b"source"
-        | b"file_data" | b"file_id" | b"file_url" | b"data" => ranked(1, Kind::Media),
-        b"name" => ranked(2, Kind::Text),
-        b"id" | b"tool_use_id" => ranked(3, Kind::Text),
-        b"input" => ranked(4, Kind::Json),
-        b"content" => ranked(5, Kind::Content),
-        b"title" => ranked(6, Kind::Text),
-        b"context" => ranked(7, Kind::Text),
-        _ => plain(Kind::Skip),
-    }
-}
-
-const fn plain(kind: Kind) -> Slot {
+/// A field of a request that is no part of its prompt.
+fn setting(api: Api, key: &[u8]) -> Slot {
+    let kind = match (api, key) {
+        (_, b"model") => Kind::Model,
+        (_, b"stream") => Kind::Stream,
+        (Api::ChatCompletions, b"max_completion_tokens") => Kind::MaxCompletionTokens,
+        (Api::ChatCompletions | Api::Completions | Api::Messages, b"max_tokens") => Kind::MaxTokens,
+        (Api::Responses, b"max_output_tokens") => Kind::MaxTokens,
+        // vLLM embeds conversations too: then these stand in place of the input.
+        (Api::Embeddings, b"messages") => return Slot { kind: Kind::Messages, rank: Some(0) },
+        _ => Kind::Skip,
+    };
     Slot { kind, rank: None }
 }
 
-const fn ranked(rank: u8, kind: Kind) -> Slot {
-    Slot { kind, rank: Some(rank) }
+const SKIP: Slot = Slot { kind: Kind::Skip, rank: None };
+
+fn find(fields: Fields, key: &[u8]) -> Option<Slot> {
+    let rank = fields.iter().position(|(name, _)| name.as_bytes() == key)?;
+    Some(Slot { kind: fields[rank].1, rank: Some(rank as u8) })
 }
