@@ -36,6 +36,9 @@ pub enum LineError {
     /// A line has no end within the bound.
     #[error("a line is longer than {LINE_BYTES_MAX} bytes")]
     TooLong,
+    /// The page ends within a wanted line: what looks like its value may be the half of one.
+    #[error("the page ends before the line does")]
+    Unended,
     /// A wanted line is no sample.
     #[error("line is not of the form name{{labels}} value [timestamp]")]
     Malformed,
@@ -68,12 +71,9 @@ impl Lines {
         Ok(())
     }
 
-    /// Calls `line` with what follows the last line feed, if anything does.
-    ///
-    /// # Errors
-    /// The error of `line`.
-    pub(crate) fn finish<E>(self, line: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        if self.carry.is_empty() { Ok(()) } else { line(&self.carry) }
+    /// What follows the last line feed: nothing, unless the page was cut short.
+    pub(crate) fn unended(&self) -> &[u8] {
+        &self.carry
     }
 
     fn keep(&mut self, part: &[u8]) -> Result<(), LineError> {

@@ -153,8 +153,11 @@ impl PageReader {
     ///
     /// # Errors
     /// Any [`PageError`].
-    pub fn finish(mut self) -> Result<EngineMetrics, PageError> {
-        self.lines.finish(|line| self.found.read_line(self.recipe, line))?;
+    pub fn finish(self) -> Result<EngineMetrics, PageError> {
+        let unended = split_name(self.lines.unended()).and_then(|(name, _)| self.recipe.wanted(name));
+        if let Some(series) = unended {
+            return Err(PageError::Malformed { series: series.name, source: LineError::Unended });
+        }
         let missing = self.found.missing(self.recipe);
         if !missing.is_empty() {
             return Err(PageError::MissingSeries { missing, page_bytes: self.page_bytes });
@@ -166,13 +169,11 @@ impl PageReader {
 impl Found {
     fn read_line(&mut self, recipe: &'static Recipe, line: &[u8]) -> Result<(), PageError> {
         let Some((name, after_name)) = split_name(line) else { return Ok(()) };
-        let Some(first) = recipe.series.iter().find(|series| series.name.as_bytes() == name) else {
-            return Ok(());
-        };
-        let sample = Sample::parse(after_name)
-            .map_err(|source| PageError::Malformed { series: first.name, source })?;
+        let Some(Series { name, .. }) = recipe.wanted(name) else { return Ok(()) };
+        let sample =
+            Sample::parse(after_name).map_err(|source| PageError::Malformed { series: name, source })?;
         // One name may tell several quantities apart by a label.
-        let series = recipe.series.iter().find(|series| series.name == first.name && series.matches(&sample));
+        let series = recipe.series.iter().find(|series| series.name == *name && series.matches(&sample));
         series.map_or(Ok(()), |series| self.read_sample(recipe, series, &sample))
     }
 

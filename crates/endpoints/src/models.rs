@@ -195,3 +195,52 @@ pub(crate) fn merged<'a>(lists: impl Iterator<Item = &'a ModelList>) -> Vec<&'a 
     let mut seen = HashSet::new();
     lists.flat_map(|list| list.models.iter()).filter(|model| seen.insert(&*model.id)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<ModelList, ModelsError> {
+        ModelList::parse(body.as_bytes(), Duration::ZERO)
+    }
+
+    #[test]
+    fn an_answer_is_read_with_its_objects_as_written() {
+        let adapter = r#"{"id": "lora", "parent":"base", "x":[1.0,  2]}"#;
+        let body = format!(
+            r#"{{"object":"list","data":[{{"id":"base","parent":null}},{adapter},{{"id":"base"}}]}}"#
+        );
+        let models = parse(&body).unwrap().models;
+        let ids: Vec<_> = models.iter().map(|model| (&*model.id, model.parent.as_deref())).collect();
+        assert_eq!(ids, [("base", None), ("lora", Some("base"))]);
+        assert_eq!(&*models[1].raw, adapter);
+    }
+
+    #[test]
+    fn escaped_ids_are_read_and_odd_parents_do_no_harm() {
+        let models = parse(r#"{"data":[{"id":"a\u002fb","parent":{"id":1}}]}"#).unwrap().models;
+        assert_eq!((&*models[0].id, &models[0].parent), ("a/b", &None));
+    }
+
+    #[test]
+    fn what_is_no_list_is_an_error() {
+        for body in ["", "[]", "<html>", "{}", r#"{"data":{}}"#, r#"{"data":[{"id":1}]}"#, r#"{"data":[7]}"#]
+        {
+            assert!(matches!(parse(body), Err(ModelsError::Json(_))), "{body}");
+        }
+        let deep = format!(r#"{{"data":{}"#, "[".repeat(100_000));
+        assert!(parse(&deep).is_err());
+    }
+
+    #[test]
+    fn more_models_than_the_bound_are_refused() {
+        let body = |models: usize| {
+            let data: Vec<_> = (0..models).map(|id| format!(r#"{{"id":"{id}"}}"#)).collect();
+            format!(r#"{{"data":[{}]}}"#, data.join(","))
+        };
+        assert_eq!(parse(&body(MODELS_MAX)).unwrap().models.len(), MODELS_MAX);
+        assert!(
+            matches!(parse(&body(MODELS_MAX + 1)), Err(ModelsError::TooMany { models }) if models == MODELS_MAX + 1)
+        );
+    }
+}

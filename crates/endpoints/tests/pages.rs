@@ -92,13 +92,13 @@ fn the_newest_lora_series_wins_wherever_it_stands() {
     let both = Lora { max: 2, active: vec!["lora-b".into(), "lora-a".into()] };
     assert_eq!(read(Runtime::Vllm, &earlier).unwrap().lora, Some(both.clone()));
     let reversed: Vec<&str> = earlier.lines().rev().collect();
-    assert_eq!(read(Runtime::Vllm, &reversed.join("\n")).unwrap().lora, Some(both));
+    assert_eq!(read(Runtime::Vllm, &(reversed.join("\n") + "\n")).unwrap().lora, Some(both));
 }
 
 #[test]
 fn running_and_waiting_adapters_are_joined_each_once() {
     let lora = r#"vllm:lora_requests_info{max_lora="4",running_lora_adapters="a, b",waiting_lora_adapters="b,c,"} 1.7e9"#;
-    let page = vllm("0", "0", "0") + lora;
+    let page = vllm("0", "0", "0") + lora + "\n";
     let lora = Lora { max: 4, active: vec!["a".into(), "b".into(), "c".into()] };
     assert_eq!(read(Runtime::Vllm, &page).unwrap().lora, Some(lora));
 }
@@ -208,6 +208,11 @@ fn a_page_cut_short_is_an_error() {
     let waiting = VLLM_32_LOAD.find("\nvllm:num_requests_waiting{").unwrap();
     let error = read(Runtime::Vllm, &VLLM_32_LOAD[..waiting + 40]).unwrap_err();
     assert!(matches!(error, PageError::Malformed { series: "vllm:num_requests_waiting", .. }), "{error}");
+    // Cut within a number it would be another number.
+    let page = vllm("1", "2", "0") + "vllm:num_requests_waiting{engine=\"1\"} 25";
+    assert_eq!(read(Runtime::Vllm, &(page.clone() + "\n")), Ok(metrics(26, 2, 0.0)));
+    let error = read(Runtime::Vllm, &page).unwrap_err();
+    assert_eq!(error.to_string(), "vllm:num_requests_waiting: the page ends before the line does");
 }
 
 #[test]
@@ -240,7 +245,7 @@ fn malformed_lines_matter_only_where_they_are_needed() {
 fn forms_that_the_format_allows_are_read() {
     let page = "  vllm:num_requests_waiting\t{ engine = \"0\" , } 3 1700000000000\r\n\
                 vllm:num_requests_running 4e0 # {trace=\"x\"} 1\n\
-                vllm:kv_cache_usage_perc{engine=\"a\\\"b\\\\\\n}\"}   .5 1.7e9 # {a=\"b\"} 1";
+                vllm:kv_cache_usage_perc{engine=\"a\\\"b\\\\\\n}\"}   .5 1.7e9 # {a=\"b\"} 1\n";
     assert_eq!(read(Runtime::Vllm, page), Ok(metrics(3, 4, 0.5)));
 }
 

@@ -49,6 +49,11 @@ impl Recipe {
         }
     }
 
+    /// A series of that name, if any is to be read.
+    pub(crate) fn wanted(&self, name: &[u8]) -> Option<&'static Series> {
+        self.series.iter().find(|series| series.name.as_bytes() == name)
+    }
+
     /// The series that tell `reading`, as a person writes them.
     pub(crate) fn names_of(&self, reading: Reading) -> Vec<String> {
         let tells = self.series.iter().filter(|series| series.reading == reading);
