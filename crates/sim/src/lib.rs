@@ -10,4 +10,5 @@
 
 pub mod engine;
 pub mod replay;
+pub mod server;
 pub mod tokens;
