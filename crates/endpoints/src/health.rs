@@ -3,14 +3,14 @@
 //! Pure: time is passed in. The whole state is one atomic word (consecutive failures, probe taken, deadline), so that a
 //! reader sees one state and a writer changes it by one compare-and-swap.
 //!
-//! ```text
-//!            failed x FAILURES_MAX                     while is over                  try_probe
-//!      In ───────────────────────────> Out (a while) ───────────────> Probation ───────────────────> Out (lease)
-//!       ^                                  ^                              ^    failed: longer while   │ │ │
-//!       │ succeeded (from any state)       └──────────────────────────────┼───────────────────────────┘ │ │
-//!       └─────────────────────────────────────────────────────────────────┼─────────────────────────────┘ │
-//!                                                                         └─── lease is over ─────────────┘
-//! ```
+//! | from | event | to |
+//! |---|---|---|
+//! | in | [`FAILURES_MAX`] failures in a row | out, for a while |
+//! | out | the while is over | probation: one request may try |
+//! | probation | [`Health::try_probe`] | out, for [`PROBE_LEASE`] at most |
+//! | probe under way | failed | out, for a longer while |
+//! | probe under way | the lease is over | probation |
+//! | any | succeeded | in, all forgotten |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -51,6 +51,10 @@ async fn verifying() -> io::Result<Arc<ClientConfig>> {
     if roots.is_empty() {
         return Err(io::Error::other("no root certificates found: set SSL_CERT_FILE or skip verification"));
     }
+    verifying_by(roots)
+}
+
+fn verifying_by(roots: RootCertStore) -> io::Result<Arc<ClientConfig>> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
@@ -104,3 +108,6 @@ impl ServerCertVerifier for AnyCertificate {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+pub(in crate::scrape) mod tests;

@@ -212,3 +212,63 @@ impl FailureLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pool::EndpointSpec;
+
+    use super::*;
+    use crate::endpoint::Slot;
+
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint::new(Slot::new(0), EndpointSpec { name: "a".into(), host: "10.0.0.1".into(), port })
+    }
+
+    #[test]
+    fn jitter_takes_up_to_a_third_off_and_keeps_endpoints_apart() {
+        let mut jitters = [endpoint(1), endpoint(1)].map(|endpoint| Jitter::new(&endpoint));
+        let shares: Vec<[f64; 2]> = (0..1000).map(|_| jitters.each_mut().map(Jitter::share)).collect();
+        assert!(shares.as_flattened().iter().all(|share| (2.0 / 3.0..1.0).contains(share)));
+        assert!(shares.as_flattened().iter().any(|share| *share < 0.68));
+        assert!(shares.as_flattened().iter().any(|share| *share > 0.98));
+        assert!(shares.iter().all(|[one, other]| one != other));
+    }
+
+    #[test]
+    fn an_idle_endpoint_is_scraped_at_least_once_a_second() {
+        assert!(Pace::default().idle < Duration::from_secs(1));
+        assert!(Pace::default().models + Pace::default().timeout < crate::MODELS_FRESH);
+    }
+
+    #[test]
+    fn models_are_asked_where_requests_go() {
+        let endpoint = endpoint(8000);
+        let mut config = ScrapeConfig::default();
+        config.target.scheme = MetricsScheme::Https;
+        config.target.https_insecure_skip_verify = false;
+        let tls = Security::Tls { verify: true };
+        assert_eq!(
+            (models_origin(&endpoint, &config).port, models_origin(&endpoint, &config).security),
+            (8000, tls)
+        );
+        config.target.port = Some(9000);
+        assert_eq!(metrics_origin(&endpoint, &config).port, 9000);
+        let models = models_origin(&endpoint, &config);
+        assert_eq!((models.port, models.security), (8000, Security::Clear));
+    }
+
+    #[test]
+    fn a_failing_endpoint_is_warned_of_once_and_a_flapping_one_seldom() {
+        let (endpoint, mut log, mut warnings) = (endpoint(1), FailureLog::default(), 0);
+        let bad = || Err(ScrapeError::Fetch(FetchError::Timeout { after_ms: 2000 }));
+        for second in 0..120 {
+            for page in [bad(), bad(), Ok(EngineMetrics::default())] {
+                let before = log.warned;
+                log.note(&endpoint, &page, Duration::from_secs(second));
+                warnings += u32::from(log.warned && !before);
+            }
+        }
+        assert_eq!(warnings, 2);
+        assert!(!log.warned);
+    }
+}
