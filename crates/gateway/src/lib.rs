@@ -1,1 +1,27 @@
-//! The HTTP door: listener, upstream pool, retries over the ordered list, drain.
+//! The HTTP door: HTTP/1.1 and HTTP/2 in, the director in the middle, model servers out.
+//!
+//! ```text
+//! listener ─> handler ─┬─ upload   the client's body: kept for another attempt, within a bound
+//!                      ├─ upstream the connections to model servers
+//!                      ├─ headers  what a proxy must drop, keep and add
+//!                      └─ answer   the model server's body, chunk by chunk; a broken stream says so
+//! ```
+//!
+//! Invariants
+//! - Everything that decides (endpoint, refusal, retry) is the director's; this crate carries bytes.
+//! - A client that hangs up drops the handler's future or the answer's body, and with it the upstream request and
+//!   the booking.
+//! - After the first byte of an answer's body went to the client no other endpoint is tried.
+//! - A body that needs no change is passed on byte for byte.
+
+mod answer;
+mod handler;
+mod headers;
+mod listener;
+mod upload;
+mod upstream;
+
+pub use handler::Gateway;
+pub use listener::{CONNECTIONS_MAX, serve};
+pub use upload::REPLAY_BYTES_MAX;
+pub use upstream::Timeouts;

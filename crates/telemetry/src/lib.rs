@@ -14,6 +14,6 @@ mod metrics;
 
 pub use collect::Page;
 pub use definitions::{Definition, Kind, reference};
-pub use metrics::{EndpointLabel, MODEL_LABELS_MAX, Metrics, ModelMetrics};
+pub use metrics::{MODEL_LABELS_MAX, Metrics, ModelMetrics};
 pub use prometheus_client::collector::Collector;
 pub use prometheus_client::encoding::DescriptorEncoder;

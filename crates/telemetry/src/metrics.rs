@@ -18,9 +18,6 @@ use crate::definitions::{self as def, Definition, OLDER_TWIN};
 /// How many model names get label values of their own; the next reads `other`.
 pub const MODEL_LABELS_MAX: usize = 1000;
 
-/// What an endpoint is called in labels: its `host:port`.
-pub type EndpointLabel = Arc<str>;
-
 /// Every family that requests write to. One per process, shared.
 pub struct Metrics {
     registry: RwLock<Registry>,
@@ -89,7 +86,7 @@ struct ErrorLabels {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PickLabels {
-    endpoint: EndpointLabel,
+    endpoint: Arc<str>,
     reason: &'static str,
 }
 
@@ -189,14 +186,14 @@ impl Metrics {
     }
 
     /// Counts a pick.
-    pub fn count_pick(&self, endpoint: &EndpointLabel, reason: &'static str) {
-        self.families.picks.get_or_create(&PickLabels { endpoint: Arc::clone(endpoint), reason }).inc();
+    pub fn count_pick(&self, endpoint: &str, reason: &'static str) {
+        self.families.picks.get_or_create(&PickLabels { endpoint: endpoint.into(), reason }).inc();
     }
 
     /// Drops the labels of an endpoint that is gone, so that churn does not grow the page.
-    pub fn forget_endpoint(&self, endpoint: &EndpointLabel, reasons: &[&'static str]) {
+    pub fn forget_endpoint(&self, endpoint: &str, reasons: impl IntoIterator<Item = &'static str>) {
         for reason in reasons {
-            self.families.picks.remove(&PickLabels { endpoint: Arc::clone(endpoint), reason });
+            self.families.picks.remove(&PickLabels { endpoint: endpoint.into(), reason });
         }
     }
 

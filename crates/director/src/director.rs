@@ -1,0 +1,155 @@
+//! The director: which pool is in service, and the way in for every request.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use endpoints::Clock;
+use parking_lot::Mutex;
+use telemetry::Metrics;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::budget::RetryBudget;
+use crate::ending::Ending;
+use crate::reason::{Reason, Refusal};
+use crate::request::{Head, Intake};
+use crate::served_pool::{Declaration, ServedPool};
+
+/// What one request may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request's body.
+    pub body_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { body_bytes_max: 32 << 20 }
+    }
+}
+
+/// Takes requests from a door and sends them where they are answered soonest. One per process.
+pub struct Director {
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    budget: RetryBudget,
+    pool: ArcSwapOption<ServedPool>,
+    /// One declaration is taken in force at a time.
+    declaring: Mutex<()>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Director {
+    /// A director without a pool. Its background tasks run on `tracker` until `cancel`.
+    #[must_use]
+    pub fn new(
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        limits: Limits,
+        tracker: TaskTracker,
+        cancel: CancellationToken,
+    ) -> Arc<Director> {
+        let director = Arc::new(Director {
+            clock,
+            metrics: Arc::clone(&metrics),
+            limits,
+            budget: RetryBudget::default(),
+            pool: ArcSwapOption::empty(),
+            declaring: Mutex::new(()),
+            tracker,
+            cancel,
+        });
+        metrics.register_collector(Box::new(crate::gauges::Gauges::new(Arc::downgrade(&director))));
+        director
+    }
+
+    /// Takes a declaration in force: a change of the pool in service, or another pool in its place. Requests in
+    /// flight keep what they began with. Must be called within a tokio runtime.
+    pub fn declare(&self, declaration: Declaration) -> Arc<ServedPool> {
+        let _one_at_a_time = self.declaring.lock();
+        let last = self.pool.load_full();
+        if let Some(pool) = last.as_ref().filter(|pool| *pool.id() == declaration.pool.id) {
+            pool.change(&declaration, &self.metrics);
+            return Arc::clone(pool);
+        }
+        let cancel = self.cancel.child_token();
+        let pool = ServedPool::start(declaration, self.clock, &self.metrics, &self.tracker, cancel);
+        self.pool.store(Some(Arc::clone(&pool)));
+        if let Some(last) = last {
+            last.stop(&self.metrics);
+        }
+        pool
+    }
+
+    /// The pool in service.
+    #[must_use]
+    pub fn pool(&self) -> Option<Arc<ServedPool>> {
+        self.pool.load_full()
+    }
+
+    /// A request's head came.
+    ///
+    /// # Errors
+    /// When no pool is in service, or the announced body is larger than the limit.
+    pub fn begin(self: &Arc<Director>, head: Head<'_>) -> Result<Intake, Refusal> {
+        self.budget.deposit();
+        let mut ending = Ending::new(Arc::clone(&self.metrics), self.clock);
+        let refusal = if head.content_length.is_some_and(|bytes| bytes > self.limits.body_bytes_max) {
+            self.too_large()
+        } else if let Some(pool) = self.pool() {
+            return Ok(Intake::new(Arc::clone(self), pool, head, ending));
+        } else {
+            no_pool()
+        };
+        ending.end(refusal.reason);
+        Err(refusal)
+    }
+
+    /// The models of all endpoints, merged, in the shape of OpenAI's `GET /v1/models`.
+    ///
+    /// # Errors
+    /// When no endpoint has told its models within the last ten seconds.
+    pub async fn models(&self) -> Result<String, Refusal> {
+        let mut ending = Ending::new(Arc::clone(&self.metrics), self.clock);
+        let listed = match self.pool() {
+            Some(pool) => pool.models(self.clock.now()).await,
+            None => Err(no_pool()),
+        };
+        ending.end(listed.as_ref().map_or_else(|refusal| refusal.reason, |_| Reason::Served));
+        listed
+    }
+
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The program's clock.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(crate) fn budget(&self) -> &RetryBudget {
+        &self.budget
+    }
+
+    pub(crate) fn too_large(&self) -> Refusal {
+        let limit = self.limits.body_bytes_max;
+        Refusal::new(
+            Reason::BodyTooLarge,
+            format!("the request's body is larger than the limit of {limit} bytes"),
+        )
+    }
+}
+
+fn no_pool() -> Refusal {
+    Refusal::new(Reason::NoEndpoint, "no InferencePool is declared now")
+}

@@ -1,0 +1,140 @@
+//! Gauges that show the pool as it is when somebody asks: the ledger, scrapes, loads, the prefix index.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use endpoints::{Load, LoadStanding, Snapshot};
+use telemetry::{Collector, DescriptorEncoder, Page, definitions as def};
+
+use crate::director::Director;
+use crate::served_pool::ServedPool;
+
+/// Above this many waiting requests an endpoint has no room (annotations.md, section 2).
+const WAITING_WITH_ROOM_MAX: u32 = 5;
+/// Above this KV cache use an endpoint has no room.
+const KV_USAGE_WITH_ROOM_MAX: f32 = 0.8;
+
+pub(crate) struct Gauges {
+    /// Weak: the director owns the registry's owner.
+    director: Weak<Director>,
+}
+
+impl Gauges {
+    pub(crate) fn new(director: Weak<Director>) -> Gauges {
+        Gauges { director }
+    }
+}
+
+impl fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauges")
+    }
+}
+
+impl Collector for Gauges {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(director) = self.director.upgrade() else { return Ok(()) };
+        let mut page = Page::new(encoder);
+        // Nothing waits in this version: queueing settings are read and shown, not in effect yet.
+        page.family(&def::FLOW_QUEUE_SIZE, [([""; 0], 0.0)])?;
+        page.family(&def::FLOW_QUEUE_BYTES, [([""; 0], 0.0)])?;
+        let Some(pool) = director.pool() else { return Ok(()) };
+        let snapshot = pool.snapshot();
+        let now = director.clock().now();
+        let mut loads = Vec::with_capacity(snapshot.entries.len());
+        snapshot.read_loads(now, &mut loads);
+        pool_gauges(&mut page, &pool, &snapshot, &loads)?;
+        endpoint_gauges(&mut page, &snapshot, &loads)?;
+        scrape_gauges(&mut page, &snapshot, now)
+    }
+}
+
+fn pool_gauges(
+    page: &mut Page<'_>,
+    pool: &Arc<ServedPool>,
+    snapshot: &Snapshot,
+    loads: &[Load],
+) -> fmt::Result {
+    let name = pool.id().name.as_str();
+    let fresh: Vec<_> = loads.iter().filter(|load| load.standing == LoadStanding::Fresh).collect();
+    page.family(&def::POOL_READY_PODS, [([name], count(loads.len()))])?;
+    if !fresh.is_empty() {
+        let of = count(fresh.len());
+        let kv: f64 = fresh.iter().map(|load| f64::from(load.kv_usage_ratio)).sum();
+        let waiting: f64 = fresh.iter().map(|load| f64::from(load.waiting)).sum();
+        let full = fresh.iter().filter(|load| !has_room(load)).count();
+        page.family(&def::POOL_KV_CACHE, [([name], kv / of)])?;
+        page.family(&def::POOL_QUEUE_SIZE, [([name], waiting / of)])?;
+        page.family(&def::FLOW_SATURATION, [([name], count(full) / of)])?;
+    }
+    let queues = snapshot.entries.iter().zip(loads).filter(|(_, load)| load.standing == LoadStanding::Fresh);
+    page.family(
+        &def::POOL_PER_POD_QUEUE,
+        queues.map(|(entry, load)| ([name, &*entry.endpoint.spec.name], f64::from(load.waiting))),
+    )?;
+    page.family(&def::PREFIX_INDEXER_SIZE, [([""; 0], count(pool.prefix_blocks()))])
+}
+
+fn endpoint_gauges(page: &mut Page<'_>, snapshot: &Snapshot, loads: &[Load]) -> fmt::Result {
+    let endpoints = || snapshot.entries.iter().map(|entry| &entry.endpoint);
+    page.family(
+        &def::ENDPOINT_IN_FLIGHT,
+        endpoints().map(|endpoint| ([endpoint.authority()], f64::from(endpoint.ledger.requests()))),
+    )?;
+    page.family(
+        &def::ENDPOINT_PREFILL,
+        #[expect(clippy::cast_precision_loss, reason = "token counts far below 2^53")]
+        endpoints().map(|endpoint| ([endpoint.authority()], endpoint.ledger.prefill_tokens() as f64)),
+    )?;
+    page.family(
+        &def::ENDPOINT_STANDING,
+        endpoints()
+            .zip(loads)
+            .map(|(endpoint, load)| ([endpoint.authority(), standing_word(load.standing)], 1.0)),
+    )
+}
+
+fn scrape_gauges(page: &mut Page<'_>, snapshot: &Snapshot, now: std::time::Duration) -> fmt::Result {
+    let endpoints = || snapshot.entries.iter().map(|entry| &entry.endpoint);
+    page.family(
+        &def::SCRAPE_AGE,
+        snapshot.entries.iter().filter_map(|entry| {
+            let age = now.saturating_sub(entry.scraped.as_ref()?.at);
+            Some(([entry.endpoint.authority()], age.as_secs_f64()))
+        }),
+    )?;
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    page.family(
+        &def::SCRAPES,
+        endpoints().map(|endpoint| ([endpoint.authority()], endpoint.scrapes.ok() as f64)),
+    )?;
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    page.family(
+        &def::SCRAPE_FAILURES,
+        endpoints().flat_map(|endpoint| {
+            endpoint
+                .scrapes
+                .failed()
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| ([endpoint.authority(), reason.as_str()], count as f64))
+        }),
+    )
+}
+
+/// The label value of a standing.
+pub(crate) fn standing_word(standing: LoadStanding) -> &'static str {
+    match standing {
+        LoadStanding::Fresh => "fresh",
+        LoadStanding::Unknown => "unknown",
+        LoadStanding::LeftOut => "left_out",
+    }
+}
+
+fn has_room(load: &Load) -> bool {
+    load.waiting <= WAITING_WITH_ROOM_MAX && load.kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+fn count(count: usize) -> f64 {
+    count as f64
+}

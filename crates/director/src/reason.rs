@@ -1,0 +1,213 @@
+//! How a request ends: one closed enum, the only road to status codes, `x-pointsman-reason`, metric labels and
+//! log fields.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// How a request ended, or will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// A model server answered and the whole answer was passed on.
+    Served,
+    /// A model server answered with a status of 400 to 499, passed on.
+    RejectedByServer,
+    /// A model server answered with a status of 500 or more, passed on.
+    FailedByServer,
+    /// The request is not what its path promises: broken JSON, no prompt, no model where one is needed.
+    Malformed,
+    /// No endpoint of the pool serves the model.
+    UnknownModel,
+    /// The body is larger than the limit.
+    BodyTooLarge,
+    /// The pool has no endpoint, or none that may take the request.
+    NoEndpoint,
+    /// Pointsman is shutting down.
+    ShuttingDown,
+    /// Every endpoint that was tried failed before its first byte.
+    UpstreamUnreachable,
+    /// No first byte came in time.
+    UpstreamTimeout,
+    /// An answer broke off after its first byte.
+    UpstreamBroken,
+    /// The client hung up.
+    ClientGone,
+    /// A fault of ours.
+    Internal,
+}
+
+impl Reason {
+    /// Every reason, for the reference and for labels.
+    pub const ALL: [Reason; 13] = [
+        Reason::Served,
+        Reason::RejectedByServer,
+        Reason::FailedByServer,
+        Reason::Malformed,
+        Reason::UnknownModel,
+        Reason::BodyTooLarge,
+        Reason::NoEndpoint,
+        Reason::ShuttingDown,
+        Reason::UpstreamUnreachable,
+        Reason::UpstreamTimeout,
+        Reason::UpstreamBroken,
+        Reason::ClientGone,
+        Reason::Internal,
+    ];
+
+    /// The word of `x-pointsman-reason`, of labels and of logs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Reason::Served => "served",
+            Reason::RejectedByServer => "rejected_by_server",
+            Reason::FailedByServer => "failed_by_server",
+            Reason::Malformed => "malformed",
+            Reason::UnknownModel => "unknown_model",
+            Reason::BodyTooLarge => "body_too_large",
+            Reason::NoEndpoint => "no_endpoint",
+            Reason::ShuttingDown => "shutting_down",
+            Reason::UpstreamUnreachable => "upstream_unreachable",
+            Reason::UpstreamTimeout => "upstream_timeout",
+            Reason::UpstreamBroken => "upstream_broken",
+            Reason::ClientGone => "client_gone",
+            Reason::Internal => "internal",
+        }
+    }
+
+    /// The status of an answer that tells this reason. Reasons that no client can be told any more have the status
+    /// that would fit (499 for a client that hung up, as nginx logs it).
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Reason::Served => StatusCode::OK,
+            Reason::Malformed | Reason::RejectedByServer => StatusCode::BAD_REQUEST,
+            Reason::UnknownModel => StatusCode::NOT_FOUND,
+            Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Reason::NoEndpoint | Reason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::UpstreamUnreachable | Reason::UpstreamBroken | Reason::FailedByServer => {
+                StatusCode::BAD_GATEWAY
+            }
+            Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            // 499 is within the range that a status may have.
+            Reason::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Whether the request's client did not get what it asked for.
+    #[must_use]
+    pub const fn is_error(self) -> bool {
+        !matches!(self, Reason::Served)
+    }
+
+    /// How long a client should wait before it asks again, where asking again can help.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Reason::NoEndpoint | Reason::ShuttingDown => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The `type` of OpenAI's error object.
+    const fn error_type(self) -> &'static str {
+        match self {
+            Reason::Malformed | Reason::UnknownModel | Reason::BodyTooLarge | Reason::RejectedByServer => {
+                "invalid_request_error"
+            }
+            Reason::NoEndpoint | Reason::ShuttingDown => "service_unavailable_error",
+            Reason::UpstreamUnreachable
+            | Reason::UpstreamTimeout
+            | Reason::UpstreamBroken
+            | Reason::FailedByServer => "upstream_error",
+            Reason::Served | Reason::ClientGone | Reason::Internal => "internal_error",
+        }
+    }
+
+    /// The `code` of OpenAI's error object: OpenAI's own where it has one, else the reason's word.
+    const fn error_code(self) -> &'static str {
+        match self {
+            Reason::UnknownModel => "model_not_found",
+            _ => self.word(),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A request that is not served: the reason, and what the client is told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Refusal {
+    /// Why, for programs.
+    pub reason: Reason,
+    /// Why, for people: what is wrong, where, and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal for `reason` with `message` for people.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Refusal {
+        Refusal { reason, message: message.into() }
+    }
+
+    /// OpenAI's error object: `{"error":{"message","type","param":null,"code"}}`.
+    #[must_use]
+    pub fn body(&self) -> String {
+        serde_json::json!({
+            "error": {
+                "message": self.message,
+                "type": self.reason.error_type(),
+                "param": null,
+                "code": self.reason.error_code(),
+            }
+        })
+        .to_string()
+    }
+
+    /// The value of `Retry-After` in whole seconds, where one belongs.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.reason.retry_after().map(|wait| wait.as_secs().max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own() {
+        let mut words: Vec<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn an_unavailable_pool_tells_when_to_come_back() {
+        for reason in Reason::ALL {
+            let refusal = Refusal::new(reason, "x");
+            assert_eq!(
+                refusal.retry_after_seconds().is_some(),
+                reason.status() == StatusCode::SERVICE_UNAVAILABLE,
+                "{reason}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_error_body_has_the_shape_of_openai() {
+        let body = Refusal::new(Reason::UnknownModel, "no \"x\"").body();
+        let parsed: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(parsed["error"]["message"], "no \"x\"");
+        assert_eq!(parsed["error"]["code"], "model_not_found");
+        assert!(parsed["error"]["param"].is_null());
+    }
+}

@@ -1,0 +1,342 @@
+//! One request: [`Intake`] while its body comes in, [`Exchange`] once an endpoint is picked.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use endpoints::Endpoint;
+use http::StatusCode;
+use inference::{AnswerKind, Api, Asked, BodyScan, Malformed, Progress};
+use pool::RoutingStrategy;
+use twox_hash::XxHash3_64;
+
+use crate::director::Director;
+use crate::ending::Ending;
+use crate::reason::{Reason, Refusal};
+use crate::served_pool::{InForce, Pick, Question, RETRY, ServedPool};
+
+/// Bytes of a body that make about one token of English text or code.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// What a door knows when a request's head has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// The path, without the query.
+    pub path: &'a str,
+    /// `content-length`, where the client announced one.
+    pub content_length: Option<u64>,
+    /// Whether the body is text that can be scanned: neither compressed nor a form.
+    pub readable: bool,
+}
+
+/// A request whose body is coming in and whose endpoint is not picked yet.
+pub struct Intake {
+    director: Arc<Director>,
+    pool: Arc<ServedPool>,
+    in_force: Arc<InForce>,
+    /// Whether the decision depends on the model's name.
+    names_matter: bool,
+    scan: Option<BodyScan>,
+    progress: Progress,
+    announced_bytes: Option<u64>,
+    /// Time of ours so far, without waiting for the client.
+    inside: Duration,
+    ending: Ending,
+}
+
+/// Why an attempt failed before its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection could be made.
+    Connect,
+    /// The connection broke before the answer's first byte.
+    Reset,
+    /// No first byte came in time.
+    Timeout,
+    /// The endpoint answered 502.
+    BadGateway,
+    /// The endpoint answered 503.
+    Unavailable,
+}
+
+impl Failure {
+    /// Whether an answer's status says that another endpoint should be asked.
+    #[must_use]
+    pub fn of_status(status: StatusCode) -> Option<Failure> {
+        match status {
+            StatusCode::BAD_GATEWAY => Some(Failure::BadGateway),
+            StatusCode::SERVICE_UNAVAILABLE => Some(Failure::Unavailable),
+            _ => None,
+        }
+    }
+
+    /// The word of labels and logs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Failure::Connect => "connect",
+            Failure::Reset => "reset",
+            Failure::Timeout => "timeout",
+            Failure::BadGateway => "bad_gateway",
+            Failure::Unavailable => "unavailable",
+        }
+    }
+
+    /// How the request ends if no other endpoint is tried.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Failure::Connect | Failure::Reset => Reason::UpstreamUnreachable,
+            Failure::Timeout => Reason::UpstreamTimeout,
+            Failure::BadGateway | Failure::Unavailable => Reason::FailedByServer,
+        }
+    }
+}
+
+/// A request that is booked on an endpoint.
+pub struct Exchange {
+    director: Arc<Director>,
+    pool: Arc<ServedPool>,
+    in_force: Arc<InForce>,
+    pick: Pick,
+    blocks: Vec<u64>,
+    answered: bool,
+    ending: Ending,
+}
+
+impl Intake {
+    pub(crate) fn new(
+        director: Arc<Director>,
+        pool: Arc<ServedPool>,
+        head: Head<'_>,
+        ending: Ending,
+    ) -> Intake {
+        let in_force = pool.in_force();
+        let need = pool.need(&in_force, director.clock().now());
+        let api = Api::from_path(head.path).filter(|_| head.readable);
+        Intake {
+            director,
+            pool,
+            in_force,
+            names_matter: need.model_required,
+            scan: api.map(|api| BodyScan::new(api, need)),
+            progress: Progress::More,
+            announced_bytes: head.content_length,
+            inside: Duration::ZERO,
+            ending,
+        }
+    }
+
+    /// Whether the decision can be made without (more of) the body.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        if self.scan.is_some() { self.progress } else { Progress::Enough }
+    }
+
+    /// The next part of the body.
+    ///
+    /// # Errors
+    /// When the body is larger than the limit, or is not what its path promises.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<Progress, Refusal> {
+        self.ending.request_bytes(chunk.len());
+        if self.ending.request_bytes_so_far() > self.director.limits().body_bytes_max {
+            return Err(self.refuse(self.director.too_large()));
+        }
+        let begun = Instant::now();
+        let scanned = self.scan.as_mut().map(|scan| scan.push(chunk));
+        self.inside += begun.elapsed();
+        match scanned {
+            Some(Ok(progress)) => {
+                self.progress = progress;
+                Ok(progress)
+            }
+            Some(Err(malformed)) => Err(self.refuse(refusal_of(&malformed))),
+            None => Ok(Progress::Enough),
+        }
+    }
+
+    /// The body ended before there was enough: what was not found is absent.
+    ///
+    /// # Errors
+    /// When the body is not what its path promises.
+    pub fn end_of_body(&mut self) -> Result<(), Refusal> {
+        match self.scan.as_mut().map(BodyScan::finish) {
+            Some(Err(malformed)) => Err(self.refuse(refusal_of(&malformed))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Picks an endpoint and books the work on it.
+    ///
+    /// # Errors
+    /// When no endpoint serves the model, or the pool has none.
+    pub async fn route(mut self) -> Result<Exchange, Refusal> {
+        let asked = self.scan.take().map(BodyScan::into_asked).unwrap_or_default();
+        if let Some(model) = &asked.model
+            && let Err(refusal) =
+                self.pool.check_model(&self.in_force, model, self.director.clock().now()).await
+        {
+            return Err(self.refuse(refusal));
+        }
+        self.ending.name_model(asked.model.as_deref());
+        let begun = Instant::now();
+        let blocks = self.blocks(&asked);
+        let question =
+            Question { model: asked.model.as_deref(), blocks: &blocks, prompt_tokens: self.prompt_tokens() };
+        let deciding = Instant::now();
+        let now = self.director.clock().now();
+        let pick = match self.pool.pick(&question, &self.in_force, now) {
+            Ok(pick) => pick,
+            Err(refusal) => return Err(self.refuse(refusal)),
+        };
+        let done = Instant::now();
+        self.director.metrics().scheduler_duration.observe((done - deciding).as_secs_f64());
+        self.director.metrics().inside_duration.observe((self.inside + (done - begun)).as_secs_f64());
+        self.ending.sent_on();
+        let exchange = Exchange {
+            director: self.director,
+            pool: self.pool,
+            in_force: self.in_force,
+            pick,
+            blocks,
+            answered: false,
+            ending: self.ending,
+        };
+        exchange.tell_pick();
+        Ok(exchange)
+    }
+
+    /// Ends the request with a refusal that the door made itself.
+    #[must_use]
+    pub fn refuse(&mut self, refusal: Refusal) -> Refusal {
+        if refusal.reason == Reason::UnknownModel {
+            // Names that no endpoint knows would fill the label set.
+            self.ending.name_model(Some("other"));
+        }
+        self.ending.end(refusal.reason);
+        refusal
+    }
+
+    /// The chained hashes of the prompt's blocks. The model is part of the prefix where models differ in what they
+    /// keep (adapters, several base models): each has a KV cache of its own.
+    fn blocks(&self, asked: &Asked) -> Vec<u64> {
+        let policy = &self.in_force.policy;
+        if policy.routing_strategy == RoutingStrategy::Default || asked.prompt.is_empty() {
+            return Vec::new();
+        }
+        let model = asked.model.as_deref().filter(|_| self.names_matter).unwrap_or_default();
+        let seed = XxHash3_64::oneshot(model.as_bytes());
+        let mut blocks =
+            Vec::with_capacity(asked.prompt.len() / policy.prefix_cache.block_size_bytes as usize);
+        routing::block_hashes(&asked.prompt, seed, &policy.prefix_cache, &mut blocks);
+        blocks
+    }
+
+    /// The prompt's length, as well as it is known before the body's end.
+    fn prompt_tokens(&self) -> u32 {
+        let bytes = self.announced_bytes.unwrap_or_else(|| self.ending.request_bytes_so_far());
+        u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX)
+    }
+}
+
+impl Exchange {
+    /// The endpoint that the request is booked on now.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        self.pick.booking.endpoint()
+    }
+
+    /// What the pool's endpoints speak.
+    #[must_use]
+    pub fn app_protocol(&self) -> pool::AppProtocol {
+        self.in_force.app_protocol
+    }
+
+    /// Bytes of the request's body that came in all, once it is known.
+    pub fn request_bytes(&mut self, bytes: u64) {
+        self.ending.set_request_bytes(bytes);
+    }
+
+    /// The present endpoint failed before its first byte.
+    pub fn failed(&mut self, failure: Failure) {
+        let endpoint = self.endpoint();
+        tracing::debug!(endpoint = endpoint.authority(), failure = failure.word(), "an attempt failed");
+        endpoint.health.failed(self.director.clock().now());
+    }
+
+    /// Books the request on the next endpoint of its list, because of `failure`. False when there is none, or the
+    /// retry budget is spent; the request is then still the door's to end.
+    pub fn next_endpoint(&mut self, failure: Failure) -> bool {
+        let now = self.director.clock().now();
+        let metrics = self.director.metrics();
+        if !self.director.budget().withdraw(now) {
+            metrics.retries_refused.inc();
+            return false;
+        }
+        if !self.pool.pick_next(&mut self.pick, &self.blocks, now) {
+            return false;
+        }
+        metrics.count_retry(failure.word());
+        metrics.count_pick(self.endpoint().authority(), RETRY);
+        true
+    }
+
+    /// The answer's head and first byte are here and will be passed on: no other endpoint is tried from now on.
+    /// `kind` tells how the answer's usage can be read, if it can.
+    pub fn answer(&mut self, status: StatusCode, kind: Option<AnswerKind>) {
+        self.pick.booking.first_byte();
+        if Failure::of_status(status).is_none() {
+            self.answered = true;
+            self.endpoint().health.succeeded();
+        }
+        self.ending.answer(kind);
+    }
+
+    /// A part of the answer's body is passed on.
+    pub fn answer_bytes(&mut self, bytes: &[u8]) {
+        self.ending.answer_bytes(bytes);
+    }
+
+    /// How the request ended. The first word stands; without one the client hung up.
+    pub fn end(&mut self, reason: Reason) {
+        self.ending.end(reason);
+    }
+
+    /// The first choice, for metrics and the log.
+    fn tell_pick(&self) {
+        let metrics = self.director.metrics();
+        let ranked = &self.pick.decision.ranked[self.pick.rank];
+        metrics.count_pick(self.endpoint().authority(), self.pick.decision.reason.as_str());
+        if !self.blocks.is_empty() {
+            let matched = f64::from(ranked.matched_blocks);
+            #[expect(clippy::cast_precision_loss, reason = "at most 65,536 blocks")]
+            metrics.prefix_hit_ratio.observe(matched / self.blocks.len() as f64);
+            let block_bytes = f64::from(self.in_force.policy.prefix_cache.block_size_bytes);
+            metrics.prefix_hit_bytes.observe(matched * block_bytes);
+        }
+        tracing::debug!(
+            endpoint = self.endpoint().authority(),
+            reason = self.pick.decision.reason.as_str(),
+            matched_blocks = ranked.matched_blocks,
+            blocks = self.blocks.len(),
+            cost = ?ranked.cost,
+            load = ?ranked.load,
+            candidates = self.pick.decision.candidates,
+            "pick"
+        );
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // No byte ever came from the endpoint: it does not hold the prefix.
+        if !self.answered
+            && let Some(receipt) = self.pick.receipt.take()
+        {
+            self.pool.unrecord(&receipt, &self.blocks);
+        }
+    }
+}
+
+fn refusal_of(malformed: &Malformed) -> Refusal {
+    Refusal::new(Reason::Malformed, malformed.to_string())
+}

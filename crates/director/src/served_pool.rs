@@ -1,0 +1,398 @@
+//! A pool in service: what was declared, who can serve, and the router between them. Changed while requests run:
+//! a declaration is swapped whole, and a request in flight keeps the one it began with.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use endpoints::{Booking, Clock, Endpoint, EndpointSet, ScrapeConfig, Snapshot};
+use parking_lot::Mutex;
+use pool::{
+    AppProtocol, EndpointSpec, InferencePool, PoolId, PoolPolicy, PoolVersion, RoutingStrategy, Setting,
+};
+use routing::{Decision, PickReason, Receipt, Request, Router};
+use telemetry::Metrics;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::reason::{Reason, Refusal};
+
+/// How many endpoints are named after the pick, at most.
+pub const FALLBACKS_MAX: usize = 7;
+/// The reason label of picks that followed a failed attempt.
+pub(crate) const RETRY: &str = "retry";
+/// Steps of eviction under one hold of the router's lock: some ten microseconds.
+const EVICT_STEPS: usize = 256;
+/// How many known models a 404 names.
+const MODELS_NAMED_MAX: usize = 20;
+
+/// What an operator declares: one pool, what belongs to it, and its endpoints.
+#[derive(Clone, Debug)]
+pub struct Declaration {
+    /// The pool as written.
+    pub pool: InferencePool,
+    /// Models that an InferenceModel or InferenceModelRewrite of the pool names.
+    pub named_models: HashSet<String>,
+    /// Who can serve.
+    pub endpoints: Vec<EndpointSpec>,
+}
+
+/// The part of a declaration that requests read; immutable.
+#[derive(Debug)]
+pub struct InForce {
+    /// Which API version declared the pool.
+    pub version: PoolVersion,
+    /// The settings, parsed.
+    pub policy: PoolPolicy,
+    /// The settings as text, each with its origin.
+    pub settings: Vec<Setting>,
+    /// Faults of the present declaration, as text lines.
+    pub faults: Vec<String>,
+    /// What the pool's endpoints speak.
+    pub app_protocol: AppProtocol,
+    /// Models named by InferenceModels and rewrites.
+    pub named_models: HashSet<String>,
+}
+
+/// A pool in service.
+pub struct ServedPool {
+    id: PoolId,
+    in_force: ArcSwap<InForce>,
+    endpoints: Arc<EndpointSet>,
+    /// Guards match, pick, book and record together, so that a burst on several threads spreads as evenly as on
+    /// one. Held for about a microsecond, never across an await.
+    router: Mutex<Router>,
+    scrape: watch::Sender<ScrapeConfig>,
+    cancel: CancellationToken,
+}
+
+/// What a request asks of the router.
+pub(crate) struct Question<'a> {
+    pub(crate) model: Option<&'a str>,
+    pub(crate) blocks: &'a [u64],
+    pub(crate) prompt_tokens: u32,
+}
+
+/// A decision that was booked and recorded.
+pub(crate) struct Pick {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) decision: Decision,
+    pub(crate) rank: usize,
+    pub(crate) booking: Booking,
+    pub(crate) receipt: Option<Receipt>,
+}
+
+impl ServedPool {
+    /// Puts `declaration` in service: resolves its settings and starts to scrape its endpoints.
+    pub(crate) fn start(
+        declaration: Declaration,
+        clock: Clock,
+        metrics: &Metrics,
+        tracker: &TaskTracker,
+        cancel: CancellationToken,
+    ) -> Arc<ServedPool> {
+        let in_force = resolve(&declaration, None);
+        let endpoints = Arc::new(EndpointSet::new());
+        let (scrape, scrape_changes) = watch::channel(scrape_config(&in_force.policy));
+        endpoints::spawn(Arc::clone(&endpoints), scrape_changes, clock, tracker, cancel.clone());
+        let pool = Arc::new(ServedPool {
+            id: declaration.pool.id.clone(),
+            router: Mutex::new(Router::new(&in_force.policy.prefix_cache, seed())),
+            in_force: ArcSwap::from_pointee(in_force),
+            endpoints,
+            scrape,
+            cancel,
+        });
+        pool.reconcile(&declaration.endpoints, metrics);
+        pool.tell_faults(&[], metrics);
+        pool
+    }
+
+    /// Which pool this is.
+    #[must_use]
+    pub fn id(&self) -> &PoolId {
+        &self.id
+    }
+
+    /// What is in force now.
+    #[must_use]
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.in_force.load_full()
+    }
+
+    /// Who can serve now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.endpoints.snapshot()
+    }
+
+    /// Resolves once every endpoint has been scraped once, well or badly, or after `patience`.
+    pub async fn settled(&self, patience: Duration) {
+        self.endpoints.settled(patience).await;
+    }
+
+    /// Blocks in the prefix index, summed over endpoints.
+    #[must_use]
+    pub fn prefix_blocks(&self) -> usize {
+        self.router.lock().index().blocks_held()
+    }
+
+    /// Takes a changed declaration in force. Requests in flight keep what they began with.
+    pub(crate) fn change(&self, declaration: &Declaration, metrics: &Metrics) {
+        let last = self.in_force.load_full();
+        let next = resolve(declaration, Some(&last.policy));
+        let policy = next.policy.clone();
+        self.in_force.store(Arc::new(next));
+        if policy.prefix_cache != last.policy.prefix_cache {
+            self.reshape_index(&policy);
+        }
+        let config = scrape_config(&policy);
+        self.scrape.send_if_modified(|present| {
+            let changed = *present != config;
+            *present = config;
+            changed
+        });
+        self.reconcile(&declaration.endpoints, metrics);
+        self.tell_faults(&last.faults, metrics);
+        if policy != last.policy {
+            let changes = describe_change(&last.settings, &self.in_force.load().settings);
+            tracing::info!(pool = %self.id, "settings changed: {changes}");
+        }
+    }
+
+    /// Stops to scrape; requests in flight go on.
+    pub(crate) fn stop(&self, metrics: &Metrics) {
+        self.cancel.cancel();
+        metrics.forget_pool(&self.id.to_string());
+        for entry in &self.snapshot().entries {
+            forget_endpoint(metrics, &entry.endpoint);
+        }
+    }
+
+    /// What the scan of a body must find before a decision can be made.
+    pub(crate) fn need(&self, in_force: &InForce, now: Duration) -> inference::Need {
+        let prefix = &in_force.policy.prefix_cache;
+        let snapshot = self.endpoints.snapshot();
+        inference::Need {
+            prompt_bytes_max: match in_force.policy.routing_strategy {
+                RoutingStrategy::Default => 0,
+                RoutingStrategy::PrefixCache => {
+                    prefix.block_size_bytes as usize * prefix.prefix_blocks_max as usize
+                }
+            },
+            model_required: names_matter(in_force, &snapshot, now),
+        }
+    }
+
+    /// Whether some endpoint serves `model`, as far as can be told. A list older than a second is asked for again
+    /// before anybody is told 404: an adapter may have been loaded a moment ago.
+    pub(crate) async fn check_model(
+        &self,
+        in_force: &InForce,
+        model: &str,
+        now: Duration,
+    ) -> Result<(), Refusal> {
+        if in_force.named_models.contains(model) || self.may_serve(model, now) {
+            return Ok(());
+        }
+        self.endpoints.refresh_models(now, Duration::from_secs(1)).await;
+        if self.may_serve(model, now) {
+            return Ok(());
+        }
+        let snapshot = self.endpoints.snapshot();
+        let known: Vec<&str> =
+            snapshot.models(now).iter().take(MODELS_NAMED_MAX).map(|model| &*model.id).collect();
+        Err(Refusal::new(
+            Reason::UnknownModel,
+            format!("the model `{}` does not exist here; known models: {}", shorten(model), known.join(", ")),
+        ))
+    }
+
+    /// The models of all endpoints, merged, as OpenAI lists them.
+    pub(crate) async fn models(&self, now: Duration) -> Result<String, Refusal> {
+        if self.endpoints.snapshot().models(now).is_empty() {
+            self.endpoints.refresh_models(now, Duration::ZERO).await;
+        }
+        let snapshot = self.endpoints.snapshot();
+        let models = snapshot.models(now);
+        if models.is_empty() {
+            return Err(self.no_endpoint());
+        }
+        let data: Vec<&str> = models.iter().map(|model| &*model.raw).collect();
+        Ok(format!(r#"{{"object":"list","data":[{}]}}"#, data.join(",")))
+    }
+
+    fn may_serve(&self, model: &str, now: Duration) -> bool {
+        let snapshot = self.endpoints.snapshot();
+        let serving = snapshot.serving(model, now);
+        !(serving.all_known && serving.nobody())
+    }
+
+    /// Decides, books and records, all under one short lock.
+    pub(crate) fn pick(
+        &self,
+        question: &Question<'_>,
+        in_force: &InForce,
+        now: Duration,
+    ) -> Result<Pick, Refusal> {
+        let mut router = self.router.lock();
+        // Loaded under the lock: the slots that the index knows are those of this snapshot.
+        let snapshot = self.endpoints.snapshot();
+        let request = Request {
+            model: question.model,
+            blocks: question.blocks,
+            prompt_tokens: question.prompt_tokens,
+            serving: question.model.map(|model| snapshot.serving(model, now)),
+            subset: None,
+        };
+        let decision = router
+            .pick(&request, &snapshot, &in_force.policy, now, FALLBACKS_MAX)
+            .ok_or_else(|| self.no_endpoint())?;
+        let rank = first_admitted(&decision, &snapshot, 0, now).unwrap_or(0);
+        let (booking, receipt) = self.book(&mut router, &decision, &snapshot, rank, question.blocks);
+        drop(router);
+        Ok(Pick { snapshot, decision, rank, booking, receipt })
+    }
+
+    /// Moves a pick to the next endpoint of its list after the present one failed before its first byte. False
+    /// when the list is at its end.
+    pub(crate) fn pick_next(&self, pick: &mut Pick, blocks: &[u64], now: Duration) -> bool {
+        let Some(rank) = first_admitted(&pick.decision, &pick.snapshot, pick.rank + 1, now) else {
+            return false;
+        };
+        let mut router = self.router.lock();
+        if let Some(receipt) = pick.receipt.take() {
+            router.unrecord(&receipt, blocks);
+        }
+        let (booking, receipt) = self.book(&mut router, &pick.decision, &pick.snapshot, rank, blocks);
+        drop(router);
+        pick.rank = rank;
+        pick.booking = booking;
+        pick.receipt = receipt;
+        true
+    }
+
+    /// Takes back what was recorded for a request that never got to its endpoint.
+    pub(crate) fn unrecord(&self, receipt: &Receipt, blocks: &[u64]) {
+        self.router.lock().unrecord(receipt, blocks);
+    }
+
+    fn book(
+        &self,
+        router: &mut Router,
+        decision: &Decision,
+        snapshot: &Snapshot,
+        rank: usize,
+        blocks: &[u64],
+    ) -> (Booking, Option<Receipt>) {
+        let ranked = &decision.ranked[rank];
+        let endpoint = &snapshot.entries[ranked.entry as usize].endpoint;
+        let booking = self.endpoints.book(endpoint, u64::from(ranked.cost.uncached));
+        let receipt = (!blocks.is_empty()).then(|| router.record(endpoint, blocks));
+        (booking, receipt)
+    }
+
+    fn no_endpoint(&self) -> Refusal {
+        Refusal::new(
+            Reason::NoEndpoint,
+            format!("the InferencePool {} has no endpoint that can serve this request now", self.id),
+        )
+    }
+
+    fn reconcile(&self, specs: &[EndpointSpec], metrics: &Metrics) {
+        let changes = self.endpoints.reconcile(specs);
+        for endpoint in &changes.removed {
+            forget_endpoint(metrics, endpoint);
+        }
+        if !changes.removed.is_empty() {
+            let snapshot = self.endpoints.snapshot();
+            self.router.lock().retain(&snapshot);
+            self.evict();
+        }
+        if specs.is_empty() {
+            tracing::warn!(pool = %self.id, "the pool has no endpoints: requests get 503 until one appears");
+        }
+    }
+
+    /// Brings the prefix index in step with the policy, a little at a time so that requests are not held up.
+    fn reshape_index(&self, policy: &PoolPolicy) {
+        let discarded = self.router.lock().configure(&policy.prefix_cache);
+        // A big index is freed outside the lock.
+        drop(discarded);
+        self.evict();
+    }
+
+    fn evict(&self) {
+        while self.router.lock().evict_step(EVICT_STEPS) {}
+    }
+
+    /// Says each fault once per change.
+    fn tell_faults(&self, told: &[String], metrics: &Metrics) {
+        let in_force = self.in_force.load();
+        for fault in in_force.faults.iter().filter(|fault| !told.contains(fault)) {
+            tracing::warn!(pool = %self.id, "{fault}");
+        }
+        metrics.set_invalid_settings(&self.id.to_string(), in_force.faults.len());
+    }
+}
+
+fn resolve(declaration: &Declaration, last: Option<&PoolPolicy>) -> InForce {
+    let pool = &declaration.pool;
+    let resolved = PoolPolicy::resolve(&pool.annotations, last);
+    InForce {
+        version: pool.version,
+        policy: resolved.policy,
+        settings: resolved.settings,
+        faults: resolved.faults.iter().map(ToString::to_string).collect(),
+        app_protocol: pool.app_protocol,
+        named_models: declaration.named_models.clone(),
+    }
+}
+
+/// Whether a decision depends on the model's name: then a body is read until it is known.
+fn names_matter(in_force: &InForce, snapshot: &Snapshot, now: Duration) -> bool {
+    !in_force.named_models.is_empty() || snapshot.reports_lora || snapshot.serving("", now).models_differ
+}
+
+fn scrape_config(policy: &PoolPolicy) -> ScrapeConfig {
+    ScrapeConfig { runtime: policy.runtime, target: policy.metrics.clone() }
+}
+
+/// The first endpoint of the list, from `from` on, that may take a request now: one that was left out is tried by
+/// one request at a time.
+fn first_admitted(decision: &Decision, snapshot: &Snapshot, from: usize, now: Duration) -> Option<usize> {
+    let later = from..decision.ranked.len();
+    later
+        .clone()
+        .find(|&rank| snapshot.entries[decision.ranked[rank].entry as usize].endpoint.health.admits(now))
+        .or_else(|| later.min())
+}
+
+fn forget_endpoint(metrics: &Metrics, endpoint: &Endpoint) {
+    let reasons = PickReason::ALL.iter().map(|reason| reason.as_str()).chain([RETRY]);
+    metrics.forget_endpoint(endpoint.authority(), reasons);
+}
+
+/// A text from a client, bounded for messages.
+fn shorten(text: &str) -> String {
+    const CHARS_MAX: usize = 120;
+    if text.chars().count() <= CHARS_MAX {
+        return text.to_owned();
+    }
+    text.chars().take(CHARS_MAX).chain(['…']).collect()
+}
+
+/// The settings that differ, `key: before -> after`.
+fn describe_change(before: &[Setting], after: &[Setting]) -> String {
+    let pairs = before.iter().zip(after).filter(|(before, after)| before.value != after.value);
+    let changes: Vec<_> =
+        pairs.map(|(before, after)| format!("{}: {} -> {}", after.key, before.value, after.value)).collect();
+    changes.join(", ")
+}
+
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

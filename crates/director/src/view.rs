@@ -1,0 +1,91 @@
+//! The director's state as JSON, for the admin door: what a person should be able to look at.
+
+use endpoints::{Entry, Load, LoadStanding};
+use pool::Origin;
+use serde_json::{Value, json};
+
+use crate::director::Director;
+use crate::gauges::standing_word;
+use crate::served_pool::{InForce, ServedPool};
+
+impl telemetry::admin::Subject for Director {
+    fn ready(&self) -> Result<(), String> {
+        match self.pool() {
+            None => Err("no InferencePool is declared".into()),
+            Some(pool) if pool.snapshot().entries.is_empty() => {
+                Err(format!("the InferencePool {} has no endpoints", pool.id()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn state(&self) -> Value {
+        let pools: Vec<_> = self.pool().iter().map(|pool| pool_view(self, pool)).collect();
+        json!({ "pools": pools })
+    }
+}
+
+fn pool_view(director: &Director, pool: &ServedPool) -> Value {
+    let in_force = pool.in_force();
+    let snapshot = pool.snapshot();
+    let now = director.clock().now();
+    let mut loads = Vec::with_capacity(snapshot.entries.len());
+    snapshot.read_loads(now, &mut loads);
+    let endpoints: Vec<_> =
+        snapshot.entries.iter().zip(&loads).map(|(entry, load)| endpoint_view(entry, load, now)).collect();
+    json!({
+        "name": pool.id().name,
+        "namespace": pool.id().namespace,
+        "version": in_force.version.to_string(),
+        "settings": settings_view(&in_force),
+        "faults": in_force.faults,
+        "prefix_index_blocks": pool.prefix_blocks(),
+        "models": snapshot.models(now).iter().map(|model| model.id.to_string()).collect::<Vec<_>>(),
+        "endpoints": endpoints,
+    })
+}
+
+fn settings_view(in_force: &InForce) -> Value {
+    in_force
+        .settings
+        .iter()
+        .map(|setting| {
+            json!({ "key": setting.key, "value": setting.value, "origin": origin_word(setting.origin) })
+        })
+        .collect()
+}
+
+fn origin_word(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Default => "default",
+        Origin::Annotation => "annotation",
+        Origin::LastValid => "last valid",
+    }
+}
+
+fn endpoint_view(entry: &Entry, load: &Load, now: std::time::Duration) -> Value {
+    let endpoint = &entry.endpoint;
+    let scraped = entry.scraped.as_ref().filter(|_| load.standing == LoadStanding::Fresh).map(|scraped| {
+        json!({
+            "age_ms": u64::try_from(now.saturating_sub(scraped.at).as_millis()).unwrap_or(u64::MAX),
+            "waiting": scraped.metrics.waiting,
+            "running": scraped.metrics.running,
+            "kv_usage_ratio": scraped.metrics.kv_usage_ratio,
+            "adapters": scraped.metrics.lora.as_ref().map(|lora| {
+                lora.active.iter().map(ToString::to_string).collect::<Vec<_>>()
+            }),
+        })
+    });
+    json!({
+        "name": &*endpoint.spec.name,
+        "address": endpoint.authority(),
+        "standing": standing_word(load.standing),
+        "in_flight_requests": endpoint.ledger.requests(),
+        "prefill_pending_tokens": endpoint.ledger.prefill_tokens(),
+        "engine": scraped,
+        "last_scrape_error": endpoint.scrapes.last_failure().map(|failure| failure.text),
+        "models": entry.models.as_ref().map(|list| {
+            list.models.iter().map(|model| model.id.to_string()).collect::<Vec<_>>()
+        }),
+    })
+}

@@ -1,0 +1,181 @@
+//! What a proxy does to headers (RFC 9110, section 7.6): drops what is for one hop, keeps the rest, says who asked.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, Uri};
+
+/// The reason word of an answer that Pointsman made itself.
+pub(crate) const X_POINTSMAN_REASON: HeaderName = HeaderName::from_static("x-pointsman-reason");
+/// Names one request across logs.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Headers for one hop (RFC 9110, section 7.6.1), besides those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TRANSFER_ENCODING,
+    TE,
+    UPGRADE,
+];
+
+/// Headers that steer an endpoint picker: for Pointsman, never for a model server.
+const CONTROL: [&str; 10] = [
+    "x-gateway-destination-endpoint",
+    "x-gateway-destination-endpoint-subset",
+    "x-gateway-destination-endpoint-served",
+    "x-gateway-inference-objective",
+    "x-gateway-inference-fairness-id",
+    "x-gateway-model-name-rewrite",
+    "x-llm-d-inference-objective",
+    "x-llm-d-inference-fairness-id",
+    "x-llm-d-model-name-rewrite",
+    "x-pointsman-reason",
+];
+
+/// Longest request id that is taken from a client, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Makes a client's headers fit to be sent to a model server.
+pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: IpAddr, request_id: &HeaderValue) {
+    drop_hop_by_hop(headers);
+    headers.remove(EXPECT);
+    for name in CONTROL {
+        headers.remove(name);
+    }
+    if !headers.contains_key(HOST)
+        && let Some(authority) = uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        headers.insert(HOST, host);
+    }
+    let peer = peer.to_canonical().to_string();
+    let chain = match headers.get(X_FORWARDED_FOR).and_then(|known| known.to_str().ok()) {
+        Some(known) if !known.trim().is_empty() => format!("{known}, {peer}"),
+        _ => peer,
+    };
+    if let Ok(chain) = HeaderValue::from_str(&chain) {
+        headers.insert(X_FORWARDED_FOR, chain);
+    }
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// Makes a model server's headers fit to be sent to a client.
+pub(crate) fn to_client(headers: &mut HeaderMap, request_id: &HeaderValue) {
+    drop_hop_by_hop(headers);
+    headers.remove(X_POINTSMAN_REASON);
+    headers.entry(X_REQUEST_ID).or_insert_with(|| request_id.clone());
+}
+
+/// The client's request id, where it is a sound one; else a new one.
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    match headers.get(X_REQUEST_ID) {
+        Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX => id.clone(),
+        _ => new_request_id(),
+    }
+}
+
+fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove(TRAILER);
+}
+
+/// A UUID-shaped id (RFC 9562, version 8: numbers of our own): unique in this process by a counter, and across
+/// processes by two random words.
+fn new_request_id() -> HeaderValue {
+    use std::hash::{BuildHasher, RandomState};
+    static RANDOM: OnceLock<RandomState> = OnceLock::new();
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Relaxed);
+    let random = RANDOM.get_or_init(RandomState::new);
+    let (high, low) = (random.hash_one((number, 0)), random.hash_one((number, 1)));
+    let id = format!(
+        "{:08x}-{:04x}-8{:03x}-{:04x}-{:012x}",
+        high >> 32,
+        (high >> 16) & 0xffff,
+        high & 0xfff,
+        ((low >> 48) & 0x3fff) | 0x8000,
+        low & 0xffff_ffff_ffff
+    );
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    fn sent(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = headers(pairs);
+        let uri = Uri::from_static("/v1/completions");
+        to_upstream(&mut headers, &uri, [192, 0, 2, 1].into(), &HeaderValue::from_static("id-1"));
+        headers
+    }
+
+    #[test]
+    fn what_connection_names_stays_on_its_hop() {
+        let sent = sent(&[
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("accept", "*/*"),
+        ]);
+        assert!(
+            !sent.contains_key("connection") && !sent.contains_key("x-private") && !sent.contains_key("te")
+        );
+        assert_eq!(sent["accept"], "*/*");
+    }
+
+    #[test]
+    fn the_client_is_added_to_the_chain_of_those_who_asked() {
+        assert_eq!(sent(&[("x-forwarded-for", "203.0.113.9")])["x-forwarded-for"], "203.0.113.9, 192.0.2.1");
+        assert_eq!(sent(&[])["x-forwarded-for"], "192.0.2.1");
+        assert_eq!(sent(&[])["x-forwarded-proto"], "http");
+    }
+
+    #[test]
+    fn no_control_header_reaches_a_model_server() {
+        for name in CONTROL {
+            assert!(!sent(&[(name, "x")]).contains_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_clients_request_id_is_kept_and_a_new_one_is_unique() {
+        assert_eq!(request_id(&headers(&[("x-request-id", "mine")])), "mine");
+        let made = (request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+        assert_ne!(made.0, made.1);
+        assert_eq!(made.0.len(), 36);
+    }
+}

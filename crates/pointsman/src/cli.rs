@@ -1,0 +1,167 @@
+//! The flags. Contract: names and defaults as operators' scripts know them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pool::EndpointSpec;
+use sim::engine;
+use sim::server::{EngineKind, ServerConfig, TrtLlmPage};
+
+use crate::endpoint_flag::endpoint;
+
+/// An inference gateway: sends each request to the model server that will answer it soonest.
+#[derive(Parser)]
+#[command(name = "pointsman", version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run the gateway on this machine. Without flags: in front of three simulated model servers.
+    Up(Up),
+    /// Run simulated model servers.
+    Sim(Sim),
+    /// Check manifests offline: what would be in force, and every fault.
+    Check(Check),
+}
+
+#[derive(Args)]
+pub(crate) struct Up {
+    /// A manifest file or a folder of them (InferencePool, InferenceObjective, InferenceModel,
+    /// InferenceModelRewrite, EndpointSlice); repeatable. Watched: a change is in force within a second.
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+    /// An endpoint of the pool; repeatable.
+    #[arg(long = "endpoint", value_name = "HOST:PORT", value_parser = endpoint)]
+    pub(crate) endpoints: Vec<EndpointSpec>,
+    /// Start N simulated model servers on loopback and route to them [default: 3 when neither --file nor
+    /// --endpoint is given].
+    #[arg(long, value_name = "N")]
+    pub(crate) sim: Option<u16>,
+    /// Where the gateway listens; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Where /metrics, /healthz, /readyz and /state are served.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    pub(crate) admin: SocketAddr,
+    /// How long requests in flight may take to end after SIGTERM or ctrl-c.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = pool::parse_duration)]
+    pub(crate) drain: Duration,
+    /// Largest request body, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = director::Limits::default().body_bytes_max)]
+    pub(crate) body_bytes_max: u64,
+    /// How long a model server may take to its first byte, queueing in the engine included.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = pool::parse_duration)]
+    pub(crate) first_byte_timeout: Duration,
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+}
+
+#[derive(Args)]
+pub(crate) struct Sim {
+    /// How many servers.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) count: u16,
+    /// Where the first listens; the others take the next ports. Port 0 takes free ones.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: SocketAddr,
+    /// Whose metrics page to print: vllm, sglang or trt-llm.
+    #[arg(long, default_value_t = EngineKind::Vllm)]
+    pub(crate) engine: EngineKind,
+    /// Which of TensorRT-LLM's pages: triton or trtllm-serve.
+    #[arg(long, default_value_t = TrtLlmPage::Triton)]
+    pub(crate) trt_llm_page: TrtLlmPage,
+    /// The base model's name.
+    #[arg(long, default_value = "sim")]
+    pub(crate) model: String,
+    /// A LoRA adapter that is served from the start; repeatable.
+    #[arg(long = "adapter", value_name = "NAME")]
+    pub(crate) adapters: Vec<String>,
+    /// LoRA adapters resident at once.
+    #[arg(long, value_name = "N", default_value_t = engine::Config::default().max_loras)]
+    pub(crate) max_loras: u32,
+    /// How many times faster than real time the engine computes.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) speed: f64,
+    /// Microseconds to compute one prompt token that is not cached.
+    #[arg(long, value_name = "US", default_value_t = engine::Config::default().prefill_us_per_token)]
+    pub(crate) prefill_us_per_token: f64,
+    /// Microseconds of a step of the engine, whatever it computes: about the time of one token.
+    #[arg(long, value_name = "US", default_value_t = engine::Config::default().step_base_us)]
+    pub(crate) step_base_us: f64,
+    /// Microseconds that each decoding sequence adds to a step.
+    #[arg(long, value_name = "US", default_value_t = engine::Config::default().decode_us_per_seq)]
+    pub(crate) decode_us_per_seq: f64,
+    /// Sequences that may run at once; others wait.
+    #[arg(long, value_name = "N", default_value_t = engine::Config::default().max_num_seqs)]
+    pub(crate) max_num_seqs: u32,
+    /// Blocks of the KV cache.
+    #[arg(long, value_name = "N", default_value_t = engine::Config::default().num_gpu_blocks)]
+    pub(crate) num_gpu_blocks: u32,
+    /// Tokens in one block of the KV cache.
+    #[arg(long, value_name = "TOKENS", default_value_t = engine::Config::default().block_size)]
+    pub(crate) block_size: u32,
+    /// Do not reuse cached prefixes.
+    #[arg(long)]
+    pub(crate) no_prefix_caching: bool,
+    /// Decides answers' texts and lengths, and jitter.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+}
+
+impl Sim {
+    /// The flags as the simulator's configuration.
+    pub(crate) fn config(&self) -> ServerConfig {
+        ServerConfig {
+            model: self.model.clone(),
+            adapters: self.adapters.clone(),
+            engine_kind: self.engine,
+            trt_llm_page: self.trt_llm_page,
+            seed: self.seed,
+            engine: engine::Config {
+                block_size: self.block_size,
+                num_gpu_blocks: self.num_gpu_blocks,
+                enable_prefix_caching: !self.no_prefix_caching,
+                max_num_seqs: self.max_num_seqs,
+                max_loras: self.max_loras,
+                step_base_us: self.step_base_us,
+                prefill_us_per_token: self.prefill_us_per_token,
+                decode_us_per_seq: self.decode_us_per_seq,
+                speed: self.speed,
+                ..engine::Config::default()
+            },
+            ..ServerConfig::default()
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Check {
+    /// A manifest file or a folder of them; repeatable.
+    #[arg(short, long = "file", value_name = "PATH", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Logging {
+    /// The format of the log, on stderr.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    /// error, warn, info, debug or trace; or directives such as `info,director=debug`.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,206 @@
+//! `pointsman up`: the whole thing on one machine.
+
+use std::collections::HashSet;
+use std::io::{IsTerminal, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use director::{Clock, Declaration, Director, Limits};
+use gateway::{Gateway, Timeouts};
+use pool::{Declared, EndpointSpec, InferencePool, PoolPolicy};
+use telemetry::Metrics;
+use telemetry::admin::{self, Subject};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cli::{LogFormat, Up};
+use crate::sources::{LOOK_EVERY, Sources};
+use crate::{shutdown, sim};
+
+/// Simulated model servers when nothing else is named.
+const SIM_DEFAULT: u16 = 3;
+/// How long the first scrape of every endpoint may hold up the start.
+const SETTLE_MAX: Duration = Duration::from_millis(1500);
+/// The pool of those who give no manifest: default settings.
+const DEFAULT_POOL: &str = "
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: default, namespace: default}
+spec:
+  selector: {matchLabels: {pool: default}}
+  targetPorts: [{number: 8000}]
+";
+
+/// Runs until SIGTERM or ctrl-c.
+pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
+    let sources = Sources::open(&flags.files)?;
+    let declared = declared(&sources)?;
+    let pool = the_one_pool(&declared)?;
+    let listener = bind(flags.listen, "--listen").await?;
+    let admin_listener = bind(flags.admin, "--admin").await?;
+    let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
+    let (tracker, background, stopping) =
+        (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+
+    let runtime = PoolPolicy::resolve(&pool.annotations, None).policy.runtime;
+    let mut extra = flags.endpoints.clone();
+    extra.extend(sim::start_for_up(sims_wanted(flags), runtime, &tracker, &background).await?);
+
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+    let limits = Limits { body_bytes_max: flags.body_bytes_max };
+    let director =
+        Director::new(Arc::clone(&metrics), Clock::start(), limits, tracker.clone(), background.clone());
+    director.declare(declaration(pool, &declared, &extra)).settled(SETTLE_MAX).await;
+
+    let watching = watch(sources, Arc::clone(&director), extra, Arc::clone(&metrics));
+    let until = background.clone();
+    tracker.spawn(async move { until.run_until_cancelled(watching).await });
+    let subject = Arc::new(UntilStopping { director: Arc::clone(&director), stopping: stopping.clone() });
+    let until = background.clone().cancelled_owned();
+    tracker.spawn(async move {
+        if let Err(error) = admin::serve(admin_listener, metrics, subject, until).await {
+            tracing::error!(%error, "the admin address is no longer served");
+        }
+    });
+
+    let timeouts = Timeouts { first_byte: flags.first_byte_timeout, ..Timeouts::default() };
+    let serving = gateway::serve(listener, Gateway::new(director, timeouts), stopping.clone(), flags.drain);
+    tell_ready(addresses, flags.logging.log_format)?;
+    let stopped = async {
+        let signal = shutdown::requested().await;
+        stopping.cancel();
+        signal
+    };
+    let (drained, signal) = tokio::join!(serving, stopped);
+    signal?;
+    if !drained {
+        tracing::warn!(drain = ?flags.drain, "requests were still in flight when the drain time was over");
+    }
+    background.cancel();
+    tracker.close();
+    tracker.wait().await;
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address}: cannot be listened on (port 0 takes a free one)"))
+}
+
+fn sims_wanted(flags: &Up) -> u16 {
+    let alone = flags.files.is_empty() && flags.endpoints.is_empty();
+    flags.sim.unwrap_or(if alone { SIM_DEFAULT } else { 0 })
+}
+
+/// All that the files declare; the default pool where there are no files.
+fn declared(sources: &Sources) -> anyhow::Result<Declared> {
+    let default = match sources.is_empty() {
+        true => Some(pool::parse("default", DEFAULT_POOL)?),
+        false => None,
+    };
+    Ok(pool::assemble(sources.manifests().chain(&default)))
+}
+
+/// The pool to serve. Nothing but the path could tell two pools' requests apart here, and all have the same path.
+fn the_one_pool(declared: &Declared) -> anyhow::Result<&InferencePool> {
+    match declared.pools.as_slice() {
+        [pool] => Ok(pool),
+        [] => bail!("no InferencePool is declared in the files given with --file"),
+        [first, second, ..] => bail!(
+            "two InferencePools would answer the same request: {} ({}) and {} ({}); run one `pointsman up` for each",
+            first.id,
+            first.position,
+            second.id,
+            second.position
+        ),
+    }
+}
+
+fn declaration(pool: &InferencePool, declared: &Declared, extra: &[EndpointSpec]) -> Declaration {
+    let mut endpoints = pool.endpoints(&declared.slices);
+    endpoints.extend_from_slice(extra);
+    let models = declared.models.iter().filter(|model| model.pool == pool.id).map(|model| &model.model_name);
+    let rewrites = declared
+        .rewrites
+        .iter()
+        .filter(|rewrite| rewrite.pool == pool.id)
+        .flat_map(|rewrite| rewrite.rules.iter().flat_map(|rule| &rule.models));
+    let named_models: HashSet<String> = models.chain(rewrites).cloned().collect();
+    Declaration { pool: pool.clone(), named_models, endpoints }
+}
+
+/// Takes changes of the files in force, for ever.
+async fn watch(
+    mut sources: Sources,
+    director: Arc<Director>,
+    extra: Vec<EndpointSpec>,
+    metrics: Arc<Metrics>,
+) {
+    if sources.is_empty() {
+        return;
+    }
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        let mut faults = Vec::new();
+        let changed = sources.look(&mut faults);
+        for fault in faults {
+            metrics.reload_failures.inc();
+            tracing::error!("{fault}; what ran keeps running");
+        }
+        if changed {
+            take_in_force(&sources, &director, &extra, &metrics);
+        }
+    }
+}
+
+fn take_in_force(sources: &Sources, director: &Director, extra: &[EndpointSpec], metrics: &Metrics) {
+    let taken = declared(sources).and_then(|declared| {
+        let pool = the_one_pool(&declared)?;
+        director.declare(declaration(pool, &declared, extra));
+        Ok(())
+    });
+    if let Err(error) = taken {
+        metrics.reload_failures.inc();
+        tracing::error!("{error:#}; what ran keeps running");
+    }
+}
+
+/// The director as the admin door shows it, until the process stops.
+struct UntilStopping {
+    director: Arc<Director>,
+    stopping: CancellationToken,
+}
+
+impl Subject for UntilStopping {
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.is_cancelled() {
+            return Err("shutting down".into());
+        }
+        self.director.ready()
+    }
+
+    fn state(&self) -> serde_json::Value {
+        self.director.state()
+    }
+}
+
+/// One line for programs; on a terminal, what a person needs next.
+fn tell_ready((gateway, admin): (SocketAddr, SocketAddr), format: LogFormat) -> std::io::Result<()> {
+    let (gateway, admin) = (admin::url(gateway), admin::url(admin));
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "ready gateway={gateway} admin={admin}")?;
+    if stdout.is_terminal() && format == LogFormat::Text {
+        writeln!(
+            stdout,
+            "\nask:      curl -s {gateway}/v1/models\n          curl -sN {gateway}/v1/chat/completions -H 'content-type: application/json' \\\n            \
+             -d '{{\"stream\":true,\"max_tokens\":32,\"messages\":[{{\"role\":\"user\",\"content\":\"Which track?\"}}]}}'\n\
+             metrics:  {admin}/metrics\nstate:    {admin}/state\nstop:     ctrl-c"
+        )?;
+    }
+    stdout.flush()
+}
