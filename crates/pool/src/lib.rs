@@ -10,19 +10,32 @@
 //! - A bad annotation never takes a pool down: the last valid value of that one setting stays in force.
 
 mod annotations;
+mod declared;
+mod duration;
 mod fault;
+mod fields;
 mod manifest;
+mod names;
+mod overlay;
 mod policy;
+mod report;
+mod settings;
 mod slices;
+mod yaml;
 
 pub use annotations::{Annotation, Annotations, Shape};
+pub use declared::{Declared, assemble};
+pub use duration::{DurationError, parse_duration};
 pub use fault::{Fault, FaultKind, Position, Severity};
 pub use manifest::{
     Criticality, InferenceModel, InferenceModelRewrite, InferenceObjective, InferencePool, Manifest,
-    ModelTarget, Overlay, OverlayEntry, PassedOver, PickerRef, RewriteRule, Unparsable,
+    ModelTarget, PassedOver, PickerRef, RewriteRule, Unparsable, parse,
 };
+pub use overlay::{Overlay, OverlayEntry};
 pub use policy::{
     AppProtocol, MetricsScheme, MetricsTarget, Origin, PoolId, PoolPolicy, PoolVersion, PrefixCachePolicy,
     QueueingPolicy, Resolved, RoutingStrategy, Runtime, Setting,
 };
+pub use report::{Report, report};
+pub use settings::settings_reference;
 pub use slices::{AddressType, EndpointSlice, EndpointSpec, SliceEndpoint};

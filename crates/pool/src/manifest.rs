@@ -1,11 +1,43 @@
-//! What a file declares.
+//! What a file declares: documents by their kind.
+//!
+//! A document with a field that is wrong is left out whole and its siblings stay; a text that is no YAML declares
+//! nothing at all.
+
+mod model;
+mod object;
+mod pool;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
+pub(crate) use self::object::{Object, peek_metadata, shape_of};
 use crate::annotations::Annotations;
-use crate::fault::{Fault, Position};
+use crate::fault::{Fault, FaultKind, Position, Severity, nearest, printable, quoted};
+use crate::fields::{Fields, Read, Reader};
+use crate::overlay::{self, Overlay};
 use crate::policy::{AppProtocol, PoolId, PoolVersion};
-use crate::slices::EndpointSlice;
+use crate::slices::{self, EndpointSlice};
+use crate::yaml::{self, Node, YamlError};
+
+const POOL_V1: &str = "inference.networking.k8s.io/v1";
+const POOL_V1ALPHA2: &str = "inference.networking.x-k8s.io/v1alpha2";
+const SLICE_V1: &str = "discovery.k8s.io/v1";
+
+/// Groups of which a kind that we do not know is a fault: it is most likely misspelled.
+const OWNED_GROUPS: [&str; 2] = ["inference.networking.k8s.io", "inference.networking.x-k8s.io"];
+
+/// A kind of those groups that has no meaning here.
+const POOL_IMPORT: &str = "InferencePoolImport";
+
+/// The kinds we read and the versions in which they are served.
+const SERVED: [(&str, &[&str]); 5] = [
+    ("InferencePool", &[POOL_V1, POOL_V1ALPHA2]),
+    ("InferenceModel", &[POOL_V1ALPHA2]),
+    ("InferenceObjective", &[POOL_V1ALPHA2]),
+    ("InferenceModelRewrite", &[POOL_V1ALPHA2]),
+    ("EndpointSlice", &[SLICE_V1]),
+];
 
 /// An InferencePool of either version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,30 +157,6 @@ pub struct RewriteRule {
     pub targets: Vec<ModelTarget>,
 }
 
-/// A ConfigMap: an overlay if a pool names it or its keys say so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Overlay {
-    /// Where the document begins.
-    pub position: Position,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its `data`, in the order written.
-    pub entries: Vec<OverlayEntry>,
-}
-
-/// One key of a ConfigMap's `data`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OverlayEntry {
-    /// The data key.
-    pub key: String,
-    /// The value: for an overlay YAML in its own right.
-    pub value: String,
-    /// Where the key begins.
-    pub position: Position,
-}
-
 /// An object whose kind has no meaning here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PassedOver {
@@ -173,7 +181,7 @@ pub struct Manifest {
     pub rewrites: Vec<InferenceModelRewrite>,
     /// EndpointSlices.
     pub slices: Vec<EndpointSlice>,
-    /// ConfigMaps, whether or not they are overlays.
+    /// ConfigMaps, whether or not they turn out to be overlays.
     pub overlays: Vec<Overlay>,
     /// What is wrong with the documents themselves; annotations are judged by [`crate::PoolPolicy::resolve`].
     pub faults: Vec<Fault>,
@@ -186,5 +194,137 @@ pub struct Manifest {
 #[error("{fault}")]
 pub struct Unparsable {
     /// Where and why.
-    pub fault: Fault,
+    pub fault: Box<Fault>,
+}
+
+/// Reads one file, YAML or JSON, of any number of documents; `file` is its name in positions.
+///
+/// # Errors
+/// A text that is no YAML, gives a key twice, or passes the limits on size (16 MiB), nesting and aliases.
+pub fn parse(file: &str, text: &str) -> Result<Manifest, Unparsable> {
+    let file: Arc<str> = Arc::from(file);
+    let documents = yaml::read(text).map_err(|error| Unparsable::new(&file, error))?;
+    let mut reader = Reader::new(&file);
+    let mut manifest = Manifest::default();
+    for document in documents.iter().filter(|document| !document.is_null()) {
+        // What is wrong has been told to the reader.
+        let _ = manifest.take(&mut reader, document);
+    }
+    manifest.faults = reader.faults;
+    Ok(manifest)
+}
+
+impl Manifest {
+    /// Takes in one object, or those of a list.
+    fn take(&mut self, reader: &mut Reader, node: &Node) -> Read<()> {
+        reader.object = "the document".to_owned();
+        let root = Fields::open(reader, node, String::new(), &[])?;
+        let (kind, api_version) = (root.text(reader, "kind"), root.text(reader, "apiVersion"));
+        let kind = root.required(reader, "kind", kind)?;
+        let api_version = root.required(reader, "apiVersion", api_version)?;
+        if kind.ends_with("List") && root.find("items").is_some() {
+            for (_, item) in root.list(reader, "items")? {
+                let _ = self.take(reader, item);
+            }
+            return Ok(());
+        }
+        if !is_served(reader, &root, kind, api_version)? {
+            self.pass_over(reader, &root, kind);
+            return Ok(());
+        }
+        match (kind, api_version) {
+            ("InferencePool", POOL_V1) => self.pools.push(pool::read_v1(reader, node)?),
+            ("InferencePool", _) => self.pools.push(pool::read_v1alpha2(reader, node)?),
+            ("InferenceModel", _) => self.models.push(model::read_model(reader, node)?),
+            ("InferenceObjective", _) => self.objectives.push(model::read_objective(reader, node)?),
+            ("InferenceModelRewrite", _) => self.rewrites.push(model::read_rewrite(reader, node)?),
+            _ => self.slices.push(slices::read(reader, node)?),
+        }
+        Ok(())
+    }
+
+    /// Notes an object whose kind has no meaning here; a ConfigMap may yet turn out to be an overlay.
+    fn pass_over(&mut self, reader: &Reader, root: &Fields<'_>, kind: &str) {
+        let config_map = if kind == "ConfigMap" { overlay::read(reader, root) } else { None };
+        match config_map {
+            Some(overlay) => self.overlays.push(overlay),
+            None => {
+                let name = peek_metadata(root, "name").unwrap_or_default().to_owned();
+                self.passed_over.push(PassedOver {
+                    position: reader.position(root.place),
+                    kind: kind.to_owned(),
+                    name,
+                });
+            }
+        }
+    }
+}
+
+/// Whether the object is one that we read; a kind of ours in another version, and one that is nearly ours, are faults.
+fn is_served(reader: &mut Reader, root: &Fields<'_>, kind: &str, api_version: &str) -> Read<bool> {
+    if let Some((_, versions)) = SERVED.iter().find(|(served, _)| *served == kind) {
+        if versions.contains(&api_version) {
+            return Ok(true);
+        }
+        let place = root.find("apiVersion").map_or(root.place, |node| node.place);
+        let what = format!("{} is not served for {kind}", quoted(api_version));
+        return Err(reader.leave_out(
+            place,
+            FaultKind::UnknownVersion,
+            "apiVersion",
+            what,
+            versions.join(" or "),
+        ));
+    }
+    let group = api_version.split('/').next().unwrap_or_default();
+    if !OWNED_GROUPS.contains(&group) || kind == POOL_IMPORT {
+        return Ok(false);
+    }
+    let known = SERVED.iter().map(|(kind, _)| *kind);
+    let expected = match nearest(kind, known.clone()) {
+        Some(near) => near.to_owned(),
+        None => format!("one of {}", known.collect::<Vec<_>>().join(", ")),
+    };
+    Err(root.invalid(reader, "kind", format!("there is no {} in {group}", quoted(kind)), expected))
+}
+
+impl Criticality {
+    /// The priority that stands for it.
+    #[must_use]
+    pub fn priority(self) -> i64 {
+        match self {
+            Self::Critical => 100,
+            Self::Standard => 0,
+            Self::Sheddable => -100,
+        }
+    }
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { position, kind, name } = self;
+        write!(f, "{position}: {} {}: passed over, it has no meaning here", printable(kind), printable(name))
+    }
+}
+
+impl Unparsable {
+    fn new(file: &Arc<str>, error: YamlError) -> Self {
+        let fault = Fault {
+            position: Position::new(file, error.place.line, error.place.column),
+            severity: Severity::Fault,
+            kind: FaultKind::Unparsable,
+            key: "file".to_owned(),
+            what: error.what,
+            expected: "YAML or JSON".to_owned(),
+            using: "nothing of this file".to_owned(),
+        };
+        Self { fault: Box::new(fault) }
+    }
+}
+
+/// For `check`: a file that declares nothing but its fault.
+impl From<Unparsable> for Manifest {
+    fn from(unparsable: Unparsable) -> Self {
+        Self { faults: vec![*unparsable.fault], ..Self::default() }
+    }
 }

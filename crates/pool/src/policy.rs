@@ -126,7 +126,7 @@ pub struct Resolved {
     pub policy: PoolPolicy,
     /// One entry for each setting we know, in the order of the settings table.
     pub settings: Vec<Setting>,
-    /// What was wrong, in the order of the annotations' keys.
+    /// What is wrong, in the order of positions.
     pub faults: Vec<Fault>,
 }
 

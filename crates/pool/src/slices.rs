@@ -1,9 +1,22 @@
 //! EndpointSlices, and which endpoints they give a pool.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::fault::Position;
+use crate::fault::{Position, quoted};
+use crate::fields::{Fields, Read, Reader, all, text};
+use crate::manifest::{InferencePool, Object};
+use crate::names::is_dns_subdomain;
+use crate::yaml::Node;
+
+/// Kubernetes' own limits on a slice.
+const ENDPOINTS_MAX: usize = 1000;
+const PORTS_MAX: usize = 100;
+const ADDRESSES_MAX: usize = 100;
+
+const ADDRESS_TYPES: [(&str, AddressType); 3] =
+    [("IPv4", AddressType::Ipv4), ("IPv6", AddressType::Ipv6), ("FQDN", AddressType::Fqdn)];
 
 /// One endpoint of a pool: an address and a port that serve.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,4 +68,167 @@ pub struct SliceEndpoint {
     pub ready: bool,
     /// `targetRef.name`, most often a pod's.
     pub target_name: Option<String>,
+}
+
+impl InferencePool {
+    /// Whether `slice` belongs to this pool: it is in the pool's namespace and the selector matches its labels.
+    #[must_use]
+    pub fn selects(&self, slice: &EndpointSlice) -> bool {
+        slice.namespace == self.id.namespace
+            && self.selector.iter().all(|(key, value)| slice.labels.get(key) == Some(value))
+    }
+
+    /// The endpoints that `slices` give this pool, in the order written: every address that is ready, times the ports
+    /// of its slice, or the pool's target ports where the slice names none.
+    ///
+    /// One address and port is one endpoint, and so is one name and port (a pod that is in an IPv4 and in an IPv6
+    /// slice): the first counts. Names are unique.
+    #[must_use]
+    pub fn endpoints(&self, slices: &[EndpointSlice]) -> Vec<EndpointSpec> {
+        let mut seen = Seen::default();
+        let mut endpoints = Vec::new();
+        for slice in slices.iter().filter(|slice| self.selects(slice)) {
+            let ports = if slice.ports.is_empty() { &self.target_ports } else { &slice.ports };
+            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
+                let pod: &str = endpoint.target_name.as_deref().unwrap_or(&endpoint.address);
+                for (rank, &port) in ports.iter().enumerate() {
+                    let name = if ports.len() > 1 { format!("{pod}-rank-{rank}") } else { pod.to_owned() };
+                    endpoints.extend(seen.admit(pod, name, &endpoint.address, port));
+                }
+            }
+        }
+        endpoints
+    }
+}
+
+/// What has been taken into a pool.
+#[derive(Default)]
+struct Seen {
+    pods: HashSet<(String, u16)>,
+    hosts: HashSet<(Arc<str>, u16)>,
+    names: HashSet<Arc<str>>,
+}
+
+impl Seen {
+    /// The endpoint, unless it has been taken in before.
+    fn admit(&mut self, pod: &str, name: String, host: &Arc<str>, port: u16) -> Option<EndpointSpec> {
+        if self.hosts.contains(&(Arc::clone(host), port)) || !self.pods.insert((pod.to_owned(), port)) {
+            return None;
+        }
+        self.hosts.insert((Arc::clone(host), port));
+        let mut name: Arc<str> = name.into();
+        // One pod whose ports are spread over slices: the port tells its endpoints apart.
+        while !self.names.insert(Arc::clone(&name)) {
+            name = format!("{name}-{port}").into();
+        }
+        Some(EndpointSpec { name, host: Arc::clone(host), port })
+    }
+}
+
+pub(crate) fn read(reader: &mut Reader, node: &Node) -> Read<EndpointSlice> {
+    let object = Object::read(reader, node, "EndpointSlice", &["addressType", "endpoints", "ports"])?;
+    let labels = object.metadata.labels(reader, "labels");
+    let address_type = object.root.word(reader, "addressType", &ADDRESS_TYPES);
+    let address_type = object.root.required(reader, "addressType", address_type)?;
+    let ports = ports(reader, &object.root);
+    let endpoints = object.root.list(reader, "endpoints").and_then(|items| {
+        if items.len() > ENDPOINTS_MAX {
+            let (what, expected) =
+                (format!("found {} endpoints", items.len()), format!("at most {ENDPOINTS_MAX}"));
+            return Err(object.root.invalid(reader, "endpoints", what, expected));
+        }
+        all(items.into_iter().map(|(path, item)| endpoint(reader, item, path, address_type)))
+    });
+    Ok(EndpointSlice {
+        position: object.position,
+        namespace: object.namespace,
+        name: object.name,
+        labels: labels?.unwrap_or_default(),
+        address_type,
+        ports: ports?,
+        endpoints: endpoints?,
+    })
+}
+
+/// The numbers of the TCP ports that the slice names.
+fn ports(reader: &mut Reader, root: &Fields<'_>) -> Read<Vec<u16>> {
+    let items = root.list(reader, "ports")?;
+    if items.len() > PORTS_MAX {
+        let (what, expected) = (format!("found {} ports", items.len()), format!("at most {PORTS_MAX}"));
+        return Err(root.invalid(reader, "ports", what, expected));
+    }
+    let numbers = all(items.into_iter().map(|(path, item)| {
+        let port = Fields::open(reader, item, path, &["name", "protocol", "port", "appProtocol"])?;
+        let number = port.whole::<u16>(reader, "port", 1..=65_535);
+        let is_tcp =
+            port.word(reader, "protocol", &[("TCP", true), ("UDP", false), ("SCTP", false)])?.unwrap_or(true);
+        Ok(number?.filter(|_| is_tcp))
+    }))?;
+    let mut ports: Vec<u16> = Vec::new();
+    for number in numbers.into_iter().flatten() {
+        if !ports.contains(&number) {
+            ports.push(number);
+        }
+    }
+    Ok(ports)
+}
+
+fn endpoint(
+    reader: &mut Reader,
+    node: &Node,
+    path: String,
+    address_type: AddressType,
+) -> Read<SliceEndpoint> {
+    let known = [
+        "addresses",
+        "conditions",
+        "hostname",
+        "targetRef",
+        "deprecatedTopology",
+        "nodeName",
+        "zone",
+        "hints",
+    ];
+    let fields = Fields::open(reader, node, path, &known)?;
+    let address = first_address(reader, &fields, address_type);
+    let ready = is_ready(reader, &fields);
+    let target = fields.child(reader, "targetRef", &[]);
+    let target_name = target.and_then(|target| match target {
+        None => Ok(None),
+        Some(target) => target.text_that(reader, "name", is_dns_subdomain, "the name of a Pod"),
+    });
+    Ok(SliceEndpoint { address: address?, ready: ready?, target_name: target_name?.map(str::to_owned) })
+}
+
+/// All addresses of one endpoint are the same endpoint: Kubernetes gives only the first a meaning.
+fn first_address(reader: &mut Reader, fields: &Fields<'_>, address_type: AddressType) -> Read<Arc<str>> {
+    let items = fields.list(reader, "addresses")?;
+    if items.is_empty() || items.len() > ADDRESSES_MAX {
+        let (what, expected) = (format!("found {} addresses", items.len()), format!("1 to {ADDRESSES_MAX}"));
+        return Err(fields.invalid(reader, "addresses", what, expected));
+    }
+    let addresses = all(items.into_iter().map(|(path, item)| {
+        let written = text(reader, item, &path)?;
+        let (address, expected) = match address_type {
+            AddressType::Ipv4 => (written.parse().ok().map(|ip: Ipv4Addr| ip.to_string()), "an IPv4 address"),
+            AddressType::Ipv6 => (written.parse().ok().map(|ip: Ipv6Addr| ip.to_string()), "an IPv6 address"),
+            AddressType::Fqdn => (is_dns_subdomain(written).then(|| written.to_owned()), "a DNS name"),
+        };
+        address
+            .ok_or_else(|| reader.invalid(item.place, &path, format!("found {}", quoted(written)), expected))
+    }))?;
+    // There is one: the list is not empty.
+    Ok(addresses.into_iter().next().unwrap_or_default().into())
+}
+
+/// An endpoint that does not say whether it is ready is.
+fn is_ready(reader: &mut Reader, fields: &Fields<'_>) -> Read<bool> {
+    let Some(conditions) = fields.child(reader, "conditions", &["ready", "serving", "terminating"])? else {
+        return Ok(true);
+    };
+    let ready = conditions.boolean(reader, "ready");
+    let serving = conditions.boolean(reader, "serving");
+    let terminating = conditions.boolean(reader, "terminating");
+    serving?;
+    Ok(ready?.unwrap_or(true) && !terminating?.unwrap_or(false))
 }
