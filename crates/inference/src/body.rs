@@ -169,8 +169,8 @@ impl BodyScan {
 
     fn read(&mut self, mut input: &[u8]) -> Result<Option<()>, Malformed> {
         while let Some(event) = self.lexer.next(&mut input)? {
-            let may_settle = self.reader.on(event, self.lexer.offset())?;
-            if may_settle && self.reader.is_enough() {
+            self.reader.on(event, self.lexer.offset())?;
+            if self.reader.is_enough() {
                 return Ok(Some(()));
             }
         }

@@ -17,6 +17,8 @@ mod body;
 mod json;
 mod prompt;
 mod sse;
+#[cfg(test)]
+mod testing;
 
 pub use answer::{AnswerKind, Usage, UsageScan};
 pub use api::Api;

@@ -72,9 +72,8 @@ impl Prompt {
         }
     }
 
-    /// Appends to the open field as much as can still matter. Fields that come in order never hold more than
-    /// `bytes_max` bytes together; each field that comes before one of a lower rank may hold as many again, until
-    /// its record is closed.
+    /// Appends to the open field as much as can still matter: in all, at most `bytes_max` for each field of each
+    /// open record.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         let kept = bytes.len().min(self.room);
         if self.text.capacity() == 0 && kept > 0 {
@@ -84,7 +83,7 @@ impl Prompt {
         self.room -= kept;
     }
 
-    /// Whether nothing that is appended to the open field can matter any more.
+    /// Whether nothing more is kept of the open field.
     pub(crate) fn is_full(&self) -> bool {
         self.room == 0
     }
@@ -121,9 +120,8 @@ impl Prompt {
     /// Begins a field of the innermost record, in place of an earlier one of that rank.
     pub(crate) fn open_field(&mut self, rank: u8) {
         self.remove_field(rank);
-        let lower: usize =
-            self.innermost_fields().filter(|(field, _)| field.rank < rank).map(|(_, len)| len).sum();
-        self.room = self.records.last().map_or(0, |record| record.room.saturating_sub(lower));
+        // Fields of lower ranks take some of the room, but may yet be replaced by shorter ones.
+        self.room = self.records.last().map_or(0, |record| record.room);
         self.fields.push(Field { rank, open: true, text_start: self.text.len() });
         if rank > 0 {
             self.append(&[FIELD, rank]);
@@ -219,10 +217,6 @@ impl Prompt {
 
     fn innermost_range(&self) -> std::ops::Range<usize> {
         self.records.last().map_or(0, |record| record.fields_start)..self.fields.len()
-    }
-
-    fn innermost_fields(&self) -> impl Iterator<Item = (Field, usize)> {
-        self.innermost_range().map(|index| (self.fields[index], self.field_len(index)))
     }
 
     /// The fields of the record at `depth` and their lengths, without records that are open inside.

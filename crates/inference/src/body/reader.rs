@@ -92,14 +92,14 @@ impl Reader {
         Asked { max_tokens, prompt: self.prompt.into_text(), ..self.asked }
     }
 
-    /// Takes in an event that ends before byte `at`; says whether it may have made it enough.
-    pub(super) fn on(&mut self, event: Event<'_>, at: usize) -> Result<bool, Malformed> {
+    /// Takes in an event that ends before byte `at`.
+    pub(super) fn on(&mut self, event: Event<'_>, at: usize) -> Result<(), Malformed> {
         match event {
             Event::KeyStart => self.begin_key(),
             Event::KeyEnd => self.end_key(),
             Event::StringStart => self.begin_string(at)?,
-            Event::Text(text) => return self.text(text),
-            Event::Char(char) => return self.text(char.encode_utf8(&mut [0; 4])),
+            Event::Text(text) => self.text(text)?,
+            Event::Char(char) => self.text(char.encode_utf8(&mut [0; 4]))?,
             Event::StringEnd => self.end_string(at),
             Event::NumberStart => self.scalar = self.begin(Shape::Number, at)?,
             Event::Digits(digits) => {
@@ -114,7 +114,7 @@ impl Reader {
             Event::ObjectEnd => self.close(b'}'),
             Event::ArrayEnd => self.close(b']'),
         }
-        Ok(true)
+        Ok(())
     }
 
     fn begin_key(&mut self) {
@@ -141,7 +141,7 @@ impl Reader {
         self.keyed = Some(slot);
     }
 
-    fn text(&mut self, text: &str) -> Result<bool, Malformed> {
+    fn text(&mut self, text: &str) -> Result<(), Malformed> {
         match self.into {
             Into::Nothing => {}
             Into::Key => self.key.push(text),
@@ -154,12 +154,9 @@ impl Reader {
                 return Err(Malformed::ModelTooLong);
             }
             Into::Model => self.model.push_str(text),
-            Into::Prompt => {
-                self.prompt.append(text.as_bytes());
-                return Ok(self.prompt.is_full());
-            }
+            Into::Prompt => self.prompt.append(text.as_bytes()),
         }
-        Ok(false)
+        Ok(())
     }
 
     fn begin_string(&mut self, at: usize) -> Result<(), Malformed> {
@@ -243,6 +240,7 @@ impl Reader {
             Kind::Stream => self.asked.stream = literal == Literal::True,
             // A field that is null was not opened: it counts as absent.
             _ if slot.rank.is_some() && literal == Literal::Null => return Ok(()),
+            Kind::Prompt | Kind::Token => self.prompt.append(literal.word().as_bytes()),
             kind if kind.keeps_json() => self.prompt.append(literal.word().as_bytes()),
             _ => {}
         }
