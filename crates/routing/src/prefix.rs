@@ -234,8 +234,8 @@ impl PrefixIndex {
         let allowed = if holding.owner.is_some() { *capacity_blocks } else { 0 };
         let mut steps = 0;
         while holding.blocks > allowed && steps < steps_max {
-            steps += 1;
             let Some(oldest) = holding.queue.front_mut() else { break };
+            steps += 1;
             if forest.stamp_of(oldest.node, slot) != Some(oldest.stamp) {
                 holding.queue.pop_front();
                 continue;

@@ -46,6 +46,11 @@ impl FirstHashes {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.tables.iter().map(HashTable::len).sum()
+    }
+
     /// Bytes of all tables: four for an id and one for control, at a load of at most 7/8.
     pub(super) fn memory_bytes(&self) -> usize {
         let buckets: usize = self.tables.iter().map(|table| table.capacity() * 8 / 7).sum();

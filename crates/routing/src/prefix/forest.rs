@@ -17,9 +17,9 @@ pub(super) struct Forest {
     pub(super) lists: HolderLists,
     pub(super) first_hashes: FirstHashes,
     /// (node, holder) pairs.
-    holdings: usize,
+    pub(super) holdings: usize,
     /// Blocks of all runs, each counted once however many hold it.
-    blocks: usize,
+    pub(super) blocks: usize,
 }
 
 /// One step of a walk along a prompt.
