@@ -1,6 +1,6 @@
 //! The director: which pool is in service, and the way in for every request.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 use endpoints::Clock;
@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::RetryBudget;
 use crate::ending::Ending;
+use crate::gauges::Gauges;
 use crate::reason::{Reason, Refusal};
 use crate::request::{Head, Intake};
 use crate::served_pool::{Declaration, ServedPool};
@@ -51,27 +52,28 @@ impl Director {
         tracker: TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<Director> {
-        let director = Arc::new(Director {
-            clock,
-            metrics: Arc::clone(&metrics),
-            limits,
-            budget: RetryBudget::default(),
-            pool: ArcSwapOption::empty(),
-            declaring: Mutex::new(()),
-            tracker,
-            cancel,
-        });
-        metrics.register_collector(Box::new(crate::gauges::Gauges::new(Arc::downgrade(&director))));
-        director
+        Arc::new_cyclic(|director| {
+            metrics.register_collector(Box::new(Gauges::new(Weak::clone(director))));
+            Director {
+                clock,
+                metrics,
+                limits,
+                budget: RetryBudget::default(),
+                pool: ArcSwapOption::empty(),
+                declaring: Mutex::new(()),
+                tracker,
+                cancel,
+            }
+        })
     }
 
     /// Takes a declaration in force: a change of the pool in service, or another pool in its place. Requests in
     /// flight keep what they began with. Must be called within a tokio runtime.
-    pub fn declare(&self, declaration: Declaration) -> Arc<ServedPool> {
+    pub fn declare(&self, declaration: &Declaration) -> Arc<ServedPool> {
         let _one_at_a_time = self.declaring.lock();
         let last = self.pool.load_full();
         if let Some(pool) = last.as_ref().filter(|pool| *pool.id() == declaration.pool.id) {
-            pool.change(&declaration, &self.metrics);
+            pool.change(declaration, &self.metrics);
             return Arc::clone(pool);
         }
         let cancel = self.cancel.child_token();

@@ -87,13 +87,13 @@ pub(crate) struct Pick {
 impl ServedPool {
     /// Puts `declaration` in service: resolves its settings and starts to scrape its endpoints.
     pub(crate) fn start(
-        declaration: Declaration,
+        declaration: &Declaration,
         clock: Clock,
         metrics: &Metrics,
         tracker: &TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<ServedPool> {
-        let in_force = resolve(&declaration, None);
+        let in_force = resolve(declaration, None);
         let endpoints = Arc::new(EndpointSet::new());
         let (scrape, scrape_changes) = watch::channel(scrape_config(&in_force.policy));
         endpoints::spawn(Arc::clone(&endpoints), scrape_changes, clock, tracker, cancel.clone());

@@ -1,6 +1,8 @@
 //! The life of a request, without a door: endpoints are addresses where nobody listens, so that every load is
 //! unknown and the ledger alone decides.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is a failure")]
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +49,7 @@ fn house(endpoints: u16) -> House {
         TaskTracker::new(),
         CancellationToken::new(),
     );
-    director.declare(declaration("", endpoints));
+    director.declare(&declaration("", endpoints));
     House { director, metrics }
 }
 
@@ -58,9 +60,8 @@ impl House {
 
     async fn exchange(&self) -> director::Exchange {
         let mut intake = self.director.begin(House::head(CHAT)).unwrap();
-        while intake.push(BODY).unwrap() == Progress::More {
+        if intake.push(BODY).unwrap() == Progress::More {
             intake.end_of_body().unwrap();
-            break;
         }
         intake.route().await.unwrap()
     }
@@ -146,7 +147,7 @@ async fn a_pool_without_endpoints_is_503_until_one_appears() {
     intake.end_of_body().unwrap();
     let refusal = intake.route().await.err().unwrap();
     assert_eq!((refusal.reason, refusal.retry_after_seconds()), (Reason::NoEndpoint, Some(1)));
-    house.director.declare(declaration("", 1));
+    house.director.declare(&declaration("", 1));
     drop(house.exchange().await);
     assert_eq!(house.ended(Reason::NoEndpoint), 1);
 }
@@ -209,7 +210,7 @@ async fn a_request_in_flight_outlives_its_endpoint_and_a_change_of_policy() {
     let strategy = "inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE";
     let mut changed = declaration(strategy, 3);
     changed.endpoints.remove(0);
-    house.director.declare(changed);
+    house.director.declare(&changed);
     assert_eq!(house.director.pool().unwrap().snapshot().entries.len(), 2);
     assert_eq!(
         house.director.pool().unwrap().in_force().policy.routing_strategy,
@@ -227,8 +228,8 @@ async fn a_request_in_flight_outlives_its_endpoint_and_a_change_of_policy() {
 async fn an_invalid_setting_keeps_its_last_valid_value() {
     let house = house(1);
     let ttl = |value| format!("inference-epp-env.networking.x-k8s.io/queue-ttl: {value}");
-    house.director.declare(declaration(&ttl("7s"), 1));
-    house.director.declare(declaration(&ttl("soon"), 1));
+    house.director.declare(&declaration(&ttl("7s"), 1));
+    house.director.declare(&declaration(&ttl("soon"), 1));
     let in_force = house.director.pool().unwrap().in_force();
     assert_eq!(in_force.policy.queueing.ttl, Duration::from_secs(7));
     assert_eq!(in_force.faults.len(), 1);
@@ -240,7 +241,7 @@ async fn a_prefix_is_taken_back_when_its_request_never_got_an_answer() {
     let house = house(2);
     let settings = "inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE, \
         inference-epp-env.networking.x-k8s.io/prefix-cache-hash-block-size: \"4\"";
-    house.director.declare(declaration(settings, 2));
+    house.director.declare(&declaration(settings, 2));
     let pool = house.director.pool().unwrap();
     let exchange = house.exchange().await;
     assert!(pool.prefix_blocks() > 0);

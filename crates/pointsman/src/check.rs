@@ -24,19 +24,19 @@ pub(crate) fn run(flags: &Check) -> ExitCode {
     for read in sources::read_each(&flags.files) {
         match read {
             Ok(manifest) => manifests.push(manifest),
-            Err(SourceError::Unparsable(fault)) => unparsable.push(fault),
+            Err(SourceError::Broken(fault)) => unparsable.push(*fault),
             Err(error) => {
                 unreadable = true;
                 eprintln!("error: {error}");
             }
         }
     }
-    let declared = pool::assemble(&manifests);
-    let report = pool::report(&declared, &unparsable);
-    let printed = std::io::stdout().lock().write_all(report.text.as_bytes());
+    let mut report = pool::report(&pool::assemble(&manifests));
+    report.faults.splice(0..0, unparsable);
+    let printed = write!(std::io::stdout().lock(), "{report}");
     match () {
         () if unreadable || printed.is_err() => ExitCode::from(UNREADABLE),
-        () if report.faults > 0 => ExitCode::from(FAULTS),
+        () if !report.is_sound() => ExitCode::from(FAULTS),
         () => ExitCode::SUCCESS,
     }
 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pool::Manifest;
+use pool::{Fault, Manifest};
 
 /// Between two looks.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -31,9 +31,9 @@ pub(crate) enum SourceError {
     /// It cannot be read.
     #[error("{}: cannot be read: {error}", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
-    /// It is not YAML or JSON.
+    /// It is not YAML or JSON, or an object in it is broken.
     #[error("{0}")]
-    Unparsable(pool::Unparsable),
+    Broken(Box<Fault>),
     /// Too large or too many.
     #[error("{}: {what}", path.display())]
     TooMuch { path: PathBuf, what: String },
@@ -72,7 +72,7 @@ impl Sources {
         let mut sources = Sources { paths: paths.to_vec(), files: BTreeMap::new() };
         for path in list(paths)? {
             let stamp = Some(stamp(&path)?);
-            let manifest = Some(read(&path)?);
+            let manifest = Some(read_whole(&path)?);
             sources.files.insert(path, File { stamp, read: stamp, restless: 0, manifest });
         }
         Ok(sources)
@@ -129,7 +129,7 @@ impl File {
         }
         self.restless = 0;
         self.read = Some(stamp);
-        match read(path) {
+        match read_whole(path) {
             Ok(manifest) => {
                 self.manifest = Some(manifest);
                 true
@@ -194,6 +194,15 @@ fn stamp(path: &Path) -> Result<Stamp, SourceError> {
     })
 }
 
+/// A file with a broken object is broken as a whole: half of it must not come in force.
+fn read_whole(path: &Path) -> Result<Manifest, SourceError> {
+    let manifest = read(path)?;
+    match manifest.faults.iter().find(|fault| fault.kind.leaves_out()) {
+        Some(fault) => Err(SourceError::Broken(Box::new(fault.clone()))),
+        None => Ok(manifest),
+    }
+}
+
 fn read(path: &Path) -> Result<Manifest, SourceError> {
     let unreadable = |error| SourceError::Unreadable { path: path.to_owned(), error };
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
@@ -202,7 +211,7 @@ fn read(path: &Path) -> Result<Manifest, SourceError> {
         return Err(SourceError::TooMuch { path: path.to_owned(), what });
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
-    pool::parse(&path.to_string_lossy(), &text).map_err(SourceError::Unparsable)
+    pool::parse(&path.to_string_lossy(), &text).map_err(|unparsable| SourceError::Broken(unparsable.fault))
 }
 
 #[cfg(test)]

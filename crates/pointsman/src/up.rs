@@ -39,6 +39,8 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
     let sources = Sources::open(&flags.files)?;
     let declared = declared(&sources)?;
     let pool = the_one_pool(&declared)?;
+    let mut told = HashSet::new();
+    tell_unused(&declared, &mut told);
     let listener = bind(flags.listen, "--listen").await?;
     let admin_listener = bind(flags.admin, "--admin").await?;
     let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -53,11 +55,12 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
     let limits = Limits { body_bytes_max: flags.body_bytes_max };
     let director =
         Director::new(Arc::clone(&metrics), Clock::start(), limits, tracker.clone(), background.clone());
-    director.declare(declaration(pool, &declared, &extra)).settled(SETTLE_MAX).await;
+    director.declare(&declaration(pool, &declared, &extra)).settled(SETTLE_MAX).await;
 
-    let watching = watch(sources, Arc::clone(&director), extra, Arc::clone(&metrics));
+    let watch =
+        Watch { sources, told, extra, director: Arc::clone(&director), metrics: Arc::clone(&metrics) };
     let until = background.clone();
-    tracker.spawn(async move { until.run_until_cancelled(watching).await });
+    tracker.spawn(async move { until.run_until_cancelled(watch.run()).await });
     let subject = Arc::new(UntilStopping { director: Arc::clone(&director), stopping: stopping.clone() });
     let until = background.clone().cancelled_owned();
     tracker.spawn(async move {
@@ -98,11 +101,31 @@ fn sims_wanted(flags: &Up) -> u16 {
 
 /// All that the files declare; the default pool where there are no files.
 fn declared(sources: &Sources) -> anyhow::Result<Declared> {
-    let default = match sources.is_empty() {
-        true => Some(pool::parse("default", DEFAULT_POOL)?),
-        false => None,
-    };
-    Ok(pool::assemble(sources.manifests().chain(&default)))
+    if sources.is_empty() {
+        return Ok(pool::assemble([&pool::parse("default", DEFAULT_POOL)?]));
+    }
+    Ok(pool::assemble(sources.manifests()))
+}
+
+/// Tells what of the files is not used, each fact once: `told` are the lines of the last time.
+fn tell_unused(declared: &Declared, told: &mut HashSet<String>) {
+    let passed_over = declared.passed_over.iter().map(|object| {
+        format!("{}: {} {} has no meaning here and is passed over", object.position, object.kind, object.name)
+    });
+    let mut lines = HashSet::new();
+    for line in passed_over {
+        if !told.contains(&line) {
+            tracing::info!("{line}");
+        }
+        lines.insert(line);
+    }
+    for line in declared.faults.iter().map(ToString::to_string) {
+        if !told.contains(&line) {
+            tracing::warn!("{line}");
+        }
+        lines.insert(line);
+    }
+    *told = lines;
 }
 
 /// The pool to serve. Nothing but the path could tell two pools' requests apart here, and all have the same path.
@@ -133,39 +156,46 @@ fn declaration(pool: &InferencePool, declared: &Declared, extra: &[EndpointSpec]
     Declaration { pool: pool.clone(), named_models, endpoints }
 }
 
-/// Takes changes of the files in force, for ever.
-async fn watch(
-    mut sources: Sources,
-    director: Arc<Director>,
+/// Takes changes of the files in force.
+struct Watch {
+    sources: Sources,
+    told: HashSet<String>,
+    /// Endpoints named by flags.
     extra: Vec<EndpointSpec>,
+    director: Arc<Director>,
     metrics: Arc<Metrics>,
-) {
-    if sources.is_empty() {
-        return;
-    }
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    loop {
-        looks.tick().await;
-        let mut faults = Vec::new();
-        let changed = sources.look(&mut faults);
-        for fault in faults {
-            metrics.reload_failures.inc();
-            tracing::error!("{fault}; what ran keeps running");
-        }
-        if changed {
-            take_in_force(&sources, &director, &extra, &metrics);
-        }
-    }
 }
 
-fn take_in_force(sources: &Sources, director: &Director, extra: &[EndpointSpec], metrics: &Metrics) {
-    let taken = declared(sources).and_then(|declared| {
+impl Watch {
+    /// For ever, where there are files.
+    async fn run(mut self) {
+        if self.sources.is_empty() {
+            return;
+        }
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            looks.tick().await;
+            let mut faults = Vec::new();
+            let changed = self.sources.look(&mut faults);
+            for fault in faults {
+                self.refuse(&fault.into());
+            }
+            if changed && let Err(error) = self.take_in_force() {
+                self.refuse(&error);
+            }
+        }
+    }
+
+    fn take_in_force(&mut self) -> anyhow::Result<()> {
+        let declared = declared(&self.sources)?;
         let pool = the_one_pool(&declared)?;
-        director.declare(declaration(pool, &declared, extra));
+        tell_unused(&declared, &mut self.told);
+        self.director.declare(&declaration(pool, &declared, &self.extra));
         Ok(())
-    });
-    if let Err(error) = taken {
-        metrics.reload_failures.inc();
+    }
+
+    fn refuse(&self, error: &anyhow::Error) {
+        self.metrics.reload_failures.inc();
         tracing::error!("{error:#}; what ran keeps running");
     }
 }
