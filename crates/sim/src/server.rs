@@ -37,7 +37,7 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode},
     middleware::{Next, from_fn_with_state},
@@ -314,10 +314,14 @@ async fn gate(State(shared): State<Arc<Shared>>, request: Request, next: Next) -
 /// Reads the body and notes the request.
 async fn received(shared: &Shared, request: Request) -> Result<Request, ApiError> {
     let (head, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
+    let too_large = || {
         let message = format!("the body broke off or is longer than {BODY_BYTES_MAX} bytes");
         ApiError::of_status(StatusCode::PAYLOAD_TOO_LARGE, message)
-    })?;
+    };
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| too_large())?;
     if !matches!(head.uri.path(), "/health" | "/ping") {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         shared.journal.note(&head.method, path, &head.headers, &body);

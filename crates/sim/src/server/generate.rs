@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{
     Stream, StreamExt,
-    stream::{SelectAll, select_all, unfold},
+    stream::{SelectAll, once, select_all, unfold},
 };
 use serde_json::Value;
 
@@ -222,7 +222,7 @@ async fn whole(
 /// A response that promises all of `text` and breaks off in the middle.
 fn broken(text: &str) -> Response {
     let half = Bytes::copy_from_slice(&text.as_bytes()[..text.len() / 2]);
-    let body = Body::from_stream(futures_util::stream::iter([Ok(half), Err(cut())]));
+    let body = Body::from_stream(once(async { Ok(half) }).chain(once(cut())));
     let length = HeaderValue::from(text.len());
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json), (header::CONTENT_LENGTH, length)], body).into_response()
@@ -287,13 +287,13 @@ impl Streaming {
         }
         if self.cut_after.is_some_and(|cut| self.usage.completion_tokens >= cut) {
             self.closed = true;
-            return Some(Err(cut()));
+            return Some(cut().await);
         }
         match self.tokens.next().await {
             Some(Ok(said)) => Some(Ok(self.say(&said))),
             Some(Err(Stopped)) => {
                 self.closed = true;
-                Some(Err(cut()))
+                Some(cut().await)
             }
             None => {
                 self.closed = true;
@@ -343,8 +343,11 @@ fn tokens_of(index: usize, choice: Choice) -> Pin<Box<dyn Stream<Item = Result<S
     Box::pin(tokens)
 }
 
-fn cut() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "cut off on purpose, or the server stops")
+/// The error that makes the connection break, once what was sent before is on its way: without the pause the
+/// connection would take its unsent bytes with it.
+async fn cut() -> io::Result<Bytes> {
+    tokio::task::yield_now().await;
+    Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut off on purpose, or the server stops"))
 }
 
 /// A body that has to be a JSON object.

@@ -72,7 +72,7 @@ impl Vllm<'_, '_> {
     fn tokens(&mut self) {
         let stats = &self.facts.snapshot.stats;
         let computed = (stats.prompt_tokens - stats.cached_tokens) as f64;
-        let (prompt, cached) = (stats.prompt_tokens as f64, stats.cached_tokens as f64);
+        let cached = stats.cached_tokens as f64;
         for (name, help, value) in [
             (
                 "prefix_cache_queries",
@@ -122,7 +122,6 @@ impl Vllm<'_, '_> {
                 (&[("source", "external_unspecified")], 0.0),
             ],
         );
-        debug_assert!(prompt >= cached);
         let generated = stats.generation_tokens as f64;
         self.counter("generation_tokens", "Number of generation tokens processed.", &[(&[], generated)]);
     }
@@ -140,26 +139,18 @@ impl Vllm<'_, '_> {
                 (&[("finished_reason", "repetition")], 0.0),
             ],
         );
-        // The one family that has no `engine`.
-        let name = "vllm:admission_rejections";
-        self.page.family(
-            &format!("{name}_total"),
-            "counter",
-            "Number of admission attempts rejected by a queue limit, by reason.",
-        );
-        for (reason, value) in [("max_num_queued_reqs", stats.queue_refusals), ("max_num_queued_tokens", 0)] {
-            let labels = [("model_name", self.facts.model), ("reason", reason)];
-            self.page.sample(&format!("{name}_total"), &labels, value as f64);
-        }
-        let created = format!("{name}_created");
-        self.page.family(
-            &created,
-            "gauge",
-            "Number of admission attempts rejected by a queue limit, by reason.",
-        );
-        for reason in ["max_num_queued_reqs", "max_num_queued_tokens"] {
-            let labels = [("model_name", self.facts.model), ("reason", reason)];
-            self.page.sample(&created, &labels, self.facts.began_unix);
+        let refusals = stats.queue_refusals as f64;
+        let began = self.facts.began_unix;
+        self.rejections("total", "counter", [refusals, 0.0]);
+        self.rejections("created", "gauge", [began, began]);
+    }
+
+    /// The one family that has no `engine`.
+    fn rejections(&mut self, suffix: &str, kind: &str, values: [f64; 2]) {
+        let name = format!("vllm:admission_rejections_{suffix}");
+        self.page.family(&name, kind, "Number of admission attempts rejected by a queue limit, by reason.");
+        for (reason, value) in ["max_num_queued_reqs", "max_num_queued_tokens"].into_iter().zip(values) {
+            self.page.sample(&name, &[("model_name", self.facts.model), ("reason", reason)], value);
         }
     }
 
@@ -255,22 +246,48 @@ impl Vllm<'_, '_> {
     fn cache_config(&mut self) {
         let engine = self.facts.engine;
         let (block_size, blocks) = (engine.block_size.to_string(), engine.num_gpu_blocks.to_string());
-        let tokens = (u64::from(engine.block_size) * u64::from(engine.num_gpu_blocks)).to_string();
+        let total = engine.block_size.saturating_mul(engine.num_gpu_blocks);
+        let tokens = total.to_string();
+        let concurrency = format!("{:?}", f64::from(total) / f64::from(engine.max_model_len));
         let caching = if engine.enable_prefix_caching { "True" } else { "False" };
         let labels = [
             ("_block_size_resolved", "True"),
             ("block_size", &block_size),
             ("cache_dtype", "auto"),
+            ("cache_hit_alignment_tokens", "None"),
+            ("effective_attention_block_size", &block_size),
+            ("enable_mamba_shared_prefix_checkpoint", "False"),
             ("enable_prefix_caching", caching),
             ("engine", "0"),
             ("gpu_memory_utilization", "0.92"),
+            ("hash_block_size", "None"),
             ("is_attention_free", "False"),
+            ("kv_cache_dtype_skip_layers", "[]"),
+            ("kv_cache_layout", "None"),
+            ("kv_cache_max_concurrency", &concurrency),
+            ("kv_cache_memory_bytes", "None"),
             ("kv_cache_size_tokens", &tokens),
+            ("kv_offloading_backend", "native"),
+            ("kv_offloading_size", "None"),
+            ("kv_sharing_fast_prefill", "False"),
+            ("mamba_block_size", "None"),
+            ("mamba_cache_dtype", "auto"),
+            ("mamba_cache_mode", "none"),
+            ("mamba_page_size_padded", "None"),
+            ("mamba_ssm_cache_dtype", "float32"),
             ("num_cpu_blocks", "None"),
             ("num_gpu_blocks", &blocks),
             ("num_gpu_blocks_override", "None"),
+            ("prefix_cache_retention_interval", "0"),
             ("prefix_caching_hash_algo", "sha256"),
+            ("prefix_match_unit", "None"),
+            ("replayssm_buffer_len", "16"),
+            ("skip_page_size_padded", "None"),
             ("sliding_window", "None"),
+            ("swa_bounded_replay", "True"),
+            ("use_kda_recoverssm", "False"),
+            ("use_replayssm", "False"),
+            ("user_specified_block_size", "False"),
         ];
         let help = "Information of the LLMEngine CacheConfig";
         self.page.gauge("vllm:cache_config_info", help, &labels, 1.0);
