@@ -1,6 +1,6 @@
 //! Everything that all files declare together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::fault::{Fault, FaultKind, Position, Severity, quoted};
 use crate::manifest::{
@@ -131,7 +131,8 @@ impl Declared {
         let models = self.models.iter().map(|model| (&model.position, &model.pool));
         let rewrites = self.rewrites.iter().map(|rewrite| (&rewrite.position, &rewrite.pool));
         let objectives = self.objectives.iter().map(|objective| (&objective.position, &objective.pool));
-        let missing = models.chain(rewrites).chain(objectives).filter(|(_, id)| self.pool(id).is_none());
+        let known: HashSet<&PoolId> = self.pools.iter().map(|pool| &pool.id).collect();
+        let missing = models.chain(rewrites).chain(objectives).filter(|(_, id)| !known.contains(id));
         let notes: Vec<Fault> = missing
             .map(|(position, id)| Fault {
                 position: position.clone(),
@@ -148,18 +149,21 @@ impl Declared {
 
     /// Keeps the ConfigMaps that are overlays and judges them; the others are passed over.
     fn sort_out_config_maps(&mut self) {
-        let (config_maps, mut named) = (std::mem::take(&mut self.overlays), Vec::new());
+        let config_maps = std::mem::take(&mut self.overlays);
+        let present: HashSet<(&str, &str)> = config_maps.iter().map(Overlay::id).collect();
+        let mut named: HashSet<(&str, String)> = HashSet::new();
         for pool in &self.pools {
             if let Some(name) = PoolPolicy::resolve(&pool.annotations, None).policy.epp_overlay {
-                let is_named = |map: &Overlay| map.namespace == pool.id.namespace && map.name == name;
-                match config_maps.iter().position(is_named) {
-                    Some(index) => named.push(index),
-                    None => self.faults.push(overlay_missing(pool, &name)),
+                if !present.contains(&(pool.id.namespace.as_str(), name.as_str())) {
+                    self.faults.push(overlay_missing(pool, &name));
                 }
+                named.insert((&pool.id.namespace, name));
             }
         }
-        for (index, config_map) in config_maps.into_iter().enumerate() {
-            if named.contains(&index) || config_map.looks_like_one() {
+        for config_map in config_maps {
+            if named.contains(&(config_map.namespace.as_str(), config_map.name.clone()))
+                || config_map.looks_like_one()
+            {
                 self.faults.extend(config_map.faults());
                 self.overlays.push(config_map);
             } else {

@@ -120,7 +120,8 @@ impl fmt::Display for Fault {
             Severity::Fault => "",
             Severity::Note => "note: ",
         };
-        write!(f, "{position}: {}: {note}{what}; expected {expected}; using {using}", printable(key))
+        let [key, what, expected, using] = [key, what, expected, using].map(|text| printable(text));
+        write!(f, "{position}: {key}: {note}{what}; expected {expected}; using {using}")
     }
 }
 

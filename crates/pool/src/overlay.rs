@@ -12,6 +12,9 @@ use crate::yaml::{self, Node, Place, Scalar, Value};
 /// The data keys that mean something.
 const DATA_KEYS: [&str; 4] = ["deployment", "service", "podDisruptionBudget", "pdb"];
 
+/// Most faults that are told of one overlay.
+const FAULTS_MAX: usize = 100;
+
 /// A ConfigMap: an overlay if a pool names it or its keys say so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
@@ -68,6 +71,11 @@ pub(crate) fn read(reader: &Reader, root: &Fields<'_>) -> Option<Overlay> {
 }
 
 impl Overlay {
+    /// Its namespace and name.
+    pub(crate) fn id(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+
     /// Whether its keys say that it is an overlay.
     pub(crate) fn looks_like_one(&self) -> bool {
         self.entries.iter().any(|entry| DATA_KEYS.contains(&entry.key.as_str()))
@@ -75,7 +83,8 @@ impl Overlay {
 
     /// Everything that is wrong with its text.
     pub(crate) fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = self.entries.iter().flat_map(OverlayEntry::faults).collect();
+        let mut faults: Vec<Fault> =
+            self.entries.iter().flat_map(OverlayEntry::faults).take(FAULTS_MAX).collect();
         let find = |key: &str| self.entries.iter().find(|entry| entry.key == key);
         if let (Some(_), Some(pdb)) = (find("podDisruptionBudget"), find("pdb")) {
             let what = "podDisruptionBudget, which means the same, is given too";
@@ -129,9 +138,12 @@ impl OverlayEntry {
 
     /// Words that YAML 1.1 and 1.2 read differently: whoever wrote one may have meant either.
     fn refuse_ambiguous(&self, node: &Node, faults: &mut Vec<Fault>) {
+        if faults.len() >= FAULTS_MAX {
+            return;
+        }
         let mut refuse = |text: &str, place: Place| {
             let what = format!("YAML 1.1 and 1.2 read {} differently", quoted(text));
-            faults.push(self.fault_at(place, what, &format!("it in quotes: '{text}'")));
+            faults.push(self.fault_at(place, what, "it in quotes"));
         };
         match &node.value {
             Value::Scalar { text, scalar: Scalar::Ambiguous, .. } => refuse(text, node.place),

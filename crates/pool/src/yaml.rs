@@ -108,7 +108,7 @@ impl Node {
                 Scalar::Number => format!("the number {}", quoted(text)),
                 Scalar::Boolean => format!("the boolean {}", quoted(text)),
                 Scalar::Null => "empty".to_owned(),
-                Scalar::Ambiguous => format!("{}, which is no string to YAML 1.1,", quoted(text)),
+                Scalar::Ambiguous => format!("{} (no string to YAML 1.1)", quoted(text)),
             },
         }
     }
@@ -172,6 +172,7 @@ impl Builder {
                 let scalar = scalar_kind(&text, style, tag.as_deref(), place)?;
                 self.spend(Size { nodes: 1, bytes: text.len(), height: 1 }, place)?;
                 let literal = style == ScalarStyle::Literal;
+                let place = if literal { first_line(&text, place) } else { place };
                 let value = Value::Scalar { text: text.into_owned(), scalar, literal };
                 self.complete(Node { place, value }, anchor)
             }
@@ -263,6 +264,12 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// Where the lines of a literal block begin: the parser points at the first that is not blank.
+fn first_line(text: &str, place: Place) -> Place {
+    let blank = text.bytes().take_while(|&byte| byte == b'\n').count();
+    Place { line: place.line.saturating_sub(saturating(blank)).max(1), column: place.column }
 }
 
 fn as_key(node: Node) -> Result<Key, YamlError> {
@@ -397,7 +404,13 @@ fn scan_error(scan: &ScanError) -> YamlError {
 }
 
 fn place(marker: &Marker) -> Place {
-    // The text is shorter than u32 counts.
-    let saturating = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     Place { line: saturating(marker.line()), column: saturating(marker.col()).saturating_add(1) }
 }
+
+/// A text is shorter than u32 counts.
+fn saturating(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;
