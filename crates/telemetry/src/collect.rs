@@ -18,7 +18,8 @@ impl<'a> Page<'a> {
         Page(encoder)
     }
 
-    /// One family: each sample is its label values, in the definition's order, and its value.
+    /// One family: each sample is its label values, in the definition's order, and its value. A family without
+    /// labels is a gauge with one sample.
     ///
     /// # Errors
     /// When the text cannot be written.
@@ -40,6 +41,10 @@ impl<'a> Page<'a> {
         };
         let mut family =
             self.0.encode_descriptor(definition.base_name(), definition.help, None, metric_type)?;
+        if N == 0 {
+            let Some((_, value)) = samples.next() else { return Ok(()) };
+            return ConstGauge::new(value).encode(family);
+        }
         for (values, value) in samples {
             let labels: Vec<(&str, &str)> =
                 definition.labels.iter().copied().zip(values.iter().map(AsRef::as_ref)).collect();
