@@ -1,12 +1,12 @@
 //! InferencePool, both versions.
 
+use std::collections::BTreeMap;
+
 use super::{InferencePool, Object, PickerRef};
 use crate::fields::{Fields, Read, Reader, all};
 use crate::names::is_dns_subdomain;
 use crate::policy::{AppProtocol, PoolId, PoolVersion};
 use crate::yaml::Node;
-
-use std::collections::BTreeMap;
 
 const LABELS_MAX: usize = 64;
 const PORTS_MAX: usize = 8;
