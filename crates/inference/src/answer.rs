@@ -178,7 +178,7 @@ impl Document {
 
     fn read(&mut self, mut input: &[u8], usage: &mut Usage) {
         while !self.broken {
-            match self.lexer.next(&mut input) {
+            match &self.lexer.next(&mut input, self.in_key) {
                 Ok(Some(event)) => self.on(event, usage),
                 Ok(None) => return,
                 Err(_) => self.broken = true,
@@ -186,15 +186,15 @@ impl Document {
         }
     }
 
-    fn on(&mut self, event: Event<'_>, usage: &mut Usage) {
-        match event {
+    fn on(&mut self, event: &Event<'_>, usage: &mut Usage) {
+        match *event {
             Event::KeyStart => {
                 self.in_key = self.beside == 0;
                 self.key.clear();
             }
             Event::KeyEnd => self.in_key = false,
-            Event::Text(text) if self.in_key => self.key.push(text),
-            Event::Char(char) if self.in_key => self.key.push(char.encode_utf8(&mut [0; 4])),
+            Event::Text(text) => self.key.push(text),
+            Event::Char(char) => self.key.push(char.encode_utf8(&mut [0; 4]).as_bytes()),
             Event::ObjectStart => match self.inner_place() {
                 Some(place) if self.beside == 0 => {
                     self.path[self.path_len] = place;

@@ -7,7 +7,7 @@
 //! - Differences from `serde_json`: a lone surrogate escape reads as U+FFFD (as servers in Python accept it), and
 //!   a number has no largest value.
 
-use memchr::memchr2;
+mod plain;
 
 /// How many arrays and objects may be open at once: the limit of `serde_json`.
 pub const DEPTH_MAX: u8 = 127;
@@ -71,8 +71,8 @@ pub(crate) enum Event<'a> {
     KeyEnd,
     StringStart,
     StringEnd,
-    /// A piece of the open key or string, decoded.
-    Text(&'a str),
+    /// A piece of the open key or string, decoded: whole characters in UTF-8.
+    Text(&'a [u8]),
     /// A piece of the open key or string that stood as an escape or was cut by the end of a chunk.
     Char(char),
     NumberStart,
@@ -181,8 +181,9 @@ impl Lexer {
         self.offset
     }
 
-    /// Takes the next event off the front of `input`; `None` when all of it is consumed.
-    pub(crate) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Step<'a> {
+    /// Takes the next event off the front of `input`; `None` when all of it is consumed. Text that is not wanted is
+    /// checked like any other, but not given.
+    pub(crate) fn next<'a>(&mut self, input: &mut &'a [u8], text_wanted: bool) -> Step<'a> {
         while let Some(&byte) = input.first() {
             let event = match self.state {
                 State::Text => self.text(input)?,
@@ -196,8 +197,10 @@ impl Lexer {
                 }
                 state => self.structure(state, byte, input)?,
             };
-            if event.is_some() {
-                return Ok(event);
+            match event {
+                None => {}
+                Some(Event::Text(_) | Event::Char(_)) if !text_wanted => {}
+                Some(_) => return Ok(event),
             }
         }
         Ok(None)
@@ -291,9 +294,9 @@ impl Lexer {
         if self.high_surrogate != 0 && input[0] != b'\\' {
             return Ok(Some(self.lone_surrogate()));
         }
-        let plain = plain_len(input);
+        let plain = plain::ascii_len(input);
         if plain > 0 {
-            return self.plain_text(plain, input);
+            return Ok(Some(Event::Text(self.take(input, plain))));
         }
         match input[0] {
             b'"' => {
@@ -310,33 +313,28 @@ impl Lexer {
                 self.state = State::Escape;
                 Ok(None)
             }
-            _ => Err(NotJson::ControlCharacter { at: self.offset }),
+            0..0x20 => Err(NotJson::ControlCharacter { at: self.offset }),
+            _ => self.beyond_ascii(input),
         }
     }
 
-    /// The first `plain` bytes hold no quote, backslash or control character; are they UTF-8?
-    fn plain_text<'a>(&mut self, plain: usize, input: &mut &'a [u8]) -> Step<'a> {
-        let run = &input[..plain];
-        let (text, fault) = match std::str::from_utf8(run) {
-            Ok(text) => (text, None),
-            Err(fault) => (run.utf8_chunks().next().map_or("", |chunk| chunk.valid()), Some(fault)),
+    /// Inside a string, at a byte that is no ASCII.
+    fn beyond_ascii<'a>(&mut self, input: &mut &'a [u8]) -> Step<'a> {
+        let run = &input[..plain::any_len(input)];
+        let (valid, cut) = match std::str::from_utf8(run) {
+            Ok(_) => (run.len(), false),
+            Err(fault) => (fault.valid_up_to(), fault.error_len().is_none() && run.len() == input.len()),
         };
-        match fault {
-            Some(fault) if text.is_empty() => {
-                let cut_by_chunk = fault.error_len().is_none() && plain == input.len();
-                if !cut_by_chunk {
-                    return Err(NotJson::NotUtf8 { at: self.offset });
-                }
-                self.cut[..plain].copy_from_slice(run);
-                self.cut_len = plain as u8;
-                self.take(input, plain);
-                Ok(None)
-            }
-            _ => {
-                self.take(input, text.len());
-                Ok(Some(Event::Text(text)))
-            }
+        if valid > 0 {
+            return Ok(Some(Event::Text(self.take(input, valid))));
         }
+        if !cut {
+            return Err(NotJson::NotUtf8 { at: self.offset });
+        }
+        self.cut[..run.len()].copy_from_slice(run);
+        self.cut_len = run.len() as u8;
+        self.take(input, run.len());
+        Ok(None)
     }
 
     /// Goes on with a character that the end of the chunk before has cut.
@@ -496,10 +494,10 @@ impl Key {
         self.len = 0;
     }
 
-    pub(crate) fn push(&mut self, text: &str) {
+    pub(crate) fn push(&mut self, text: &[u8]) {
         let end = self.len + text.len();
         if let Some(free) = self.bytes.get_mut(self.len..end) {
-            free.copy_from_slice(text.as_bytes());
+            free.copy_from_slice(text);
         }
         self.len = end;
     }
@@ -528,19 +526,6 @@ impl Number {
     fn may_end(self) -> bool {
         matches!(self, Self::Zero | Self::Whole | Self::Fraction | Self::Exponent)
     }
-}
-
-/// How many bytes pass before the first quote, backslash or control character.
-fn plain_len(bytes: &[u8]) -> usize {
-    let len = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
-    let run = &bytes[..len];
-    // Blocks without early exit: the compiler turns each into a few vector instructions.
-    let clean = run
-        .chunks(64)
-        .take_while(|block| !block.iter().fold(false, |any, &byte| any | (byte < 0x20)))
-        .count();
-    let rest = &run[(clean * 64).min(len)..];
-    len - rest.len() + rest.iter().position(|&byte| byte < 0x20).unwrap_or(rest.len())
 }
 
 #[cfg(test)]

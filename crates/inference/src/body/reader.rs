@@ -27,7 +27,8 @@ pub(super) struct Reader {
     /// Where the text of the open string goes.
     into: Into,
     digest: Option<XxHash3_64>,
-    model: String,
+    /// The open model name, in whole characters.
+    model: Vec<u8>,
     model_start: usize,
     max_completion_tokens: Option<u64>,
     prompt: Prompt,
@@ -55,7 +56,7 @@ impl Reader {
             scalar: shape::REQUEST,
             into: Into::Nothing,
             digest: None,
-            model: String::new(),
+            model: Vec::new(),
             model_start: 0,
             max_completion_tokens: None,
             prompt: Prompt::new(shape::ranks(api, Kind::Request), need.prompt_bytes_max),
@@ -92,14 +93,23 @@ impl Reader {
         Asked { max_tokens, prompt: self.prompt.into_text(), ..self.asked }
     }
 
+    /// Whether the text of the open string matters.
+    pub(super) fn wants_text(&self) -> bool {
+        match self.into {
+            Into::Nothing => false,
+            Into::Prompt => !self.prompt.is_full(),
+            Into::Key | Into::Model | Into::Digest => true,
+        }
+    }
+
     /// Takes in an event that ends before byte `at`.
-    pub(super) fn on(&mut self, event: Event<'_>, at: usize) -> Result<(), Malformed> {
-        match event {
+    pub(super) fn on(&mut self, event: &Event<'_>, at: usize) -> Result<(), Malformed> {
+        match *event {
             Event::KeyStart => self.begin_key(),
             Event::KeyEnd => self.end_key(),
             Event::StringStart => self.begin_string(at)?,
             Event::Text(text) => self.text(text)?,
-            Event::Char(char) => self.text(char.encode_utf8(&mut [0; 4]))?,
+            Event::Char(char) => self.text(char.encode_utf8(&mut [0; 4]).as_bytes())?,
             Event::StringEnd => self.end_string(at),
             Event::NumberStart => self.scalar = self.begin(Shape::Number, at)?,
             Event::Digits(digits) => {
@@ -141,20 +151,20 @@ impl Reader {
         self.keyed = Some(slot);
     }
 
-    fn text(&mut self, text: &str) -> Result<(), Malformed> {
+    fn text(&mut self, text: &[u8]) -> Result<(), Malformed> {
         match self.into {
             Into::Nothing => {}
             Into::Key => self.key.push(text),
             Into::Digest => {
                 if let Some(digest) = &mut self.digest {
-                    digest.write(text.as_bytes());
+                    digest.write(text);
                 }
             }
             Into::Model if self.model.len() + text.len() > MODEL_BYTES_MAX => {
                 return Err(Malformed::ModelTooLong);
             }
-            Into::Model => self.model.push_str(text),
-            Into::Prompt => self.prompt.append(text.as_bytes()),
+            Into::Model => self.model.extend_from_slice(text),
+            Into::Prompt => self.prompt.append(text),
         }
         Ok(())
     }
@@ -199,7 +209,7 @@ impl Reader {
     fn end_string(&mut self, at: usize) {
         match self.into {
             Into::Model => {
-                self.asked.model = Some(std::mem::take(&mut self.model));
+                self.asked.model = Some(String::from_utf8_lossy(&self.model).into_owned());
                 self.asked.model_span = Some(self.model_start..at);
             }
             Into::Digest => {

@@ -8,7 +8,7 @@ fn lex(pieces: &[&[u8]]) -> (Vec<String>, Result<(), NotJson>) {
     let (mut lexer, mut said) = (Lexer::new(), Vec::new());
     for mut piece in pieces.iter().copied() {
         loop {
-            match lexer.next(&mut piece) {
+            match lexer.next(&mut piece, true) {
                 Ok(Some(event)) => say(event, &mut said),
                 Ok(None) => break,
                 Err(fault) => return (said, Err(fault)),
@@ -22,7 +22,7 @@ fn lex(pieces: &[&[u8]]) -> (Vec<String>, Result<(), NotJson>) {
 /// Notes an event; pieces of a string or number are joined to the note of its start.
 fn say(event: Event<'_>, said: &mut Vec<String>) {
     let piece = match event {
-        Event::Text(text) => text.to_owned(),
+        Event::Text(text) => std::str::from_utf8(text).unwrap().to_owned(),
         Event::Char(char) => char.to_string(),
         Event::Digits(digits) => String::from_utf8(digits.to_vec()).unwrap(),
         other => return said.push(format!("{other:?} ")),
