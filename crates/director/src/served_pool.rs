@@ -48,8 +48,10 @@ pub struct InForce {
     pub policy: PoolPolicy,
     /// The settings as text, each with its origin.
     pub settings: Vec<Setting>,
-    /// Faults of the present declaration, as text lines.
+    /// What is wrong with the annotations of the present declaration, as text lines.
     pub faults: Vec<String>,
+    /// How many settings are invalid now; unknown keys are no settings.
+    pub invalid_settings: usize,
     /// What the pool's endpoints speak.
     pub app_protocol: AppProtocol,
     /// Models named by InferenceModels and rewrites.
@@ -334,7 +336,7 @@ impl ServedPool {
         for fault in in_force.faults.iter().filter(|fault| !told.contains(fault)) {
             tracing::warn!(pool = %self.id, "{fault}");
         }
-        metrics.set_invalid_settings(&self.id.to_string(), in_force.faults.len());
+        metrics.set_invalid_settings(&self.id.to_string(), in_force.invalid_settings);
     }
 }
 
@@ -346,6 +348,11 @@ fn resolve(declaration: &Declaration, last: Option<&PoolPolicy>) -> InForce {
         policy: resolved.policy,
         settings: resolved.settings,
         faults: resolved.faults.iter().map(ToString::to_string).collect(),
+        invalid_settings: resolved
+            .faults
+            .iter()
+            .filter(|fault| fault.kind == FaultKind::InvalidAnnotation)
+            .count(),
         app_protocol: pool.app_protocol,
         named_models: declaration.named_models.clone(),
     }
