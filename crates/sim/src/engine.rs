@@ -137,6 +137,8 @@ pub struct Engine {
     events: Vec<Event>,
     stats: Stats,
     lora_history: Vec<LoraState>,
+    /// Whether any request ever asked for an adapter.
+    lora_used: bool,
     random: u64,
 }
 
@@ -155,6 +157,7 @@ impl Engine {
             step_ends_at: None,
             events: Vec::new(),
             lora_history: Vec::new(),
+            lora_used: false,
             random: seed,
             config,
         }
@@ -175,6 +178,7 @@ impl Engine {
             self.stats.queue_refusals += 1;
             return Err(SubmitError::QueueFull { waiting: self.waiting.len() });
         }
+        self.lora_used |= request.adapter.is_some();
         self.waiting.push_back(Sequence::new(request, self.clock));
         Ok(())
     }
@@ -435,13 +439,14 @@ impl Engine {
     }
 
     fn note_adapters(&mut self) {
+        if !self.lora_used {
+            return;
+        }
         let sorted =
             |adapters: Vec<Arc<str>>| adapters.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let running: Vec<_> = sorted(adapters_of(self.running.iter()));
-        let waiting: Vec<_> = sorted(adapters_of(self.waiting.iter()));
-        if !self.lora_history.is_empty() || !running.is_empty() || !waiting.is_empty() {
-            lora::remember(&mut self.lora_history, LoraState { running, waiting, at: self.clock });
-        }
+        let running = sorted(adapters_of(self.running.iter()));
+        let waiting = sorted(adapters_of(self.waiting.iter()));
+        lora::remember(&mut self.lora_history, LoraState { running, waiting, at: self.clock });
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream, time::timeout};
 
@@ -70,6 +73,28 @@ async fn answers_break_off_after_so_many_tokens() {
 
     order(&server, json!({"break_after_tokens": 10})).await;
     assert!(try_post(server.addr(), "/v1/completions", ASK).await.unwrap().complete, "it has no more");
+}
+
+#[tokio::test]
+async fn over_http_2_faults_reset_the_stream_and_spare_the_connection() {
+    let server = run(fast()).await;
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let ask = || {
+        let request = hyper::Request::post(format!("http://{}/v1/completions", server.addr()));
+        client.request(request.body(Full::from(STREAMED)).unwrap())
+    };
+    order(&server, json!({"refuse": true})).await;
+    assert!(ask().await.is_err());
+    order(&server, json!({"break_after_tokens": 3})).await;
+    let mut body = ask().await.unwrap().into_body();
+    let mut tokens = 0;
+    let error = loop {
+        match body.frame().await.expect("the stream never ends properly") {
+            Ok(_) => tokens += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(tokens <= 3 && format!("{error:?}").contains("Reset"), "{tokens} tokens, then {error:?}");
 }
 
 #[tokio::test]
