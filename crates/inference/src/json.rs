@@ -7,7 +7,10 @@
 //! - Differences from `serde_json`: a lone surrogate escape reads as U+FFFD (as servers in Python accept it), and
 //!   a number has no largest value.
 
+mod number;
 mod plain;
+
+use number::Number;
 
 /// How many arrays and objects may be open at once: the limit of `serde_json`.
 pub const DEPTH_MAX: u8 = 127;
@@ -143,20 +146,6 @@ enum State {
     Hex { digits: u8, unit: u16 },
     Number(Number),
     Word { literal: Literal, matched: u8 },
-}
-
-/// Where in the grammar of a number.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Number {
-    Start,
-    Minus,
-    Zero,
-    Whole,
-    Point,
-    Fraction,
-    ExponentMark,
-    ExponentSign,
-    Exponent,
 }
 
 type Step<'a> = Result<Option<Event<'a>>, NotJson>;
@@ -505,26 +494,6 @@ impl Key {
     /// The key; empty when it is longer than any that is looked for.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
-    }
-}
-
-impl Number {
-    fn after(self, byte: u8) -> Option<Self> {
-        Some(match (self, byte) {
-            (Self::Start, b'-') => Self::Minus,
-            (Self::Start | Self::Minus, b'0') => Self::Zero,
-            (Self::Start | Self::Minus, b'1'..=b'9') | (Self::Whole, b'0'..=b'9') => Self::Whole,
-            (Self::Zero | Self::Whole, b'.') => Self::Point,
-            (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
-            (Self::Zero | Self::Whole | Self::Fraction, b'e' | b'E') => Self::ExponentMark,
-            (Self::ExponentMark, b'+' | b'-') => Self::ExponentSign,
-            (Self::ExponentMark | Self::ExponentSign | Self::Exponent, b'0'..=b'9') => Self::Exponent,
-            _ => return None,
-        })
-    }
-
-    fn may_end(self) -> bool {
-        matches!(self, Self::Zero | Self::Whole | Self::Fraction | Self::Exponent)
     }
 }
 

@@ -8,6 +8,20 @@
 //!     └─ Lexer: JSON, no tree, no buffer <── UsageScan
 //! ```
 //!
+//! ```
+//! use inference::{Api, BodyScan, Need, Progress};
+//!
+//! let need = Need { prompt_bytes_max: 8192, model_required: true };
+//! let mut scan = BodyScan::new(Api::Completions, need);
+//! assert_eq!(scan.push(br#"{"model": "qwen", "pro"#)?, Progress::More);
+//! assert_eq!(scan.push(br#"mpt": "Once upon a time"#)?, Progress::More);
+//! assert_eq!(scan.push(br#"", "max_tokens": 16}"#)?, Progress::Enough);
+//! let asked = scan.into_asked();
+//! assert_eq!(asked.model.as_deref(), Some("qwen"));
+//! assert_eq!(asked.prompt, b"Once upon a time");
+//! # Ok::<(), inference::Malformed>(())
+//! ```
+//!
 //! Nothing here does I/O or knows of HTTP, clocks or policies. Every scan gives the same result however its input
 //! is cut into chunks, holds a bounded amount of memory, and takes time linear in its input.
 

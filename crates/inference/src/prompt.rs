@@ -293,6 +293,20 @@ mod tests {
     }
 
     #[test]
+    fn an_open_record_between_its_fields_keeps_the_prompt_open() {
+        let mut prompt = Prompt::new(2, 4);
+        prompt.open_field(1);
+        prompt.append(b"abcdef");
+        prompt.close_field();
+        prompt.open_field(0);
+        prompt.open_record(1);
+        assert!(!prompt.is_settled(true));
+        prompt.close_record();
+        prompt.close_field();
+        assert!(prompt.is_settled(true));
+    }
+
+    #[test]
     fn a_prompt_without_its_required_field_never_settles() {
         let mut prompt = Prompt::new(2, 5);
         prompt.open_field(0);

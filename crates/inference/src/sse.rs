@@ -49,7 +49,7 @@ impl EventSplitter {
         };
         let mut half = [Bytes::new(), Bytes::new()];
         if self.passing || self.held.len() + chunk.len() > TAIL_BYTES_MAX {
-            self.passing = !chunk.is_empty() || self.passing;
+            self.passing = true;
             half = [self.held.split().freeze(), chunk];
         } else {
             self.held.extend_from_slice(&chunk);

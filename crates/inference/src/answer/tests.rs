@@ -52,6 +52,7 @@ fn what_only_looks_like_usage_is_none() {
         r#"{"text":"\"usage\":{\"prompt_tokens\":1}"}"#,
         r#"[{"usage":{"prompt_tokens":1}}]"#,
         r#"{"usage":{"inner":{"prompt_tokens":1}}}"#,
+        r#"{"usage":{"prompt_tokens":[1]}}"#,
     ] {
         assert_eq!(usage(AnswerKind::Json, answer), None, "{answer}");
         assert_eq!(usage(AnswerKind::EventStream, &format!("data: {answer}\n\n")), None, "{answer}");

@@ -173,7 +173,6 @@ impl Reader {
         self.scalar = self.begin(Shape::String, at)?;
         self.into = match self.scalar.kind {
             Kind::Model => {
-                (self.asked.model, self.asked.model_span) = (None, None);
                 self.model.clear();
                 self.model_start = at - 1;
                 Into::Model

@@ -194,6 +194,17 @@ fn nesting_is_bounded_as_in_serde_json() {
 }
 
 #[test]
+fn every_control_character_is_refused_also_behind_other_scripts() {
+    for control in 0..0x20 {
+        for before in ["", "a", "é", "漢字 a"] {
+            let text = [b"\"", before.as_bytes(), &[control], b"\""].concat();
+            let fault = NotJson::ControlCharacter { at: 1 + before.len() };
+            assert_eq!(lex(&[&text]).1, Err(fault), "{before} {control}");
+        }
+    }
+}
+
+#[test]
 fn a_control_character_is_found_anywhere_in_a_long_string() {
     for at in [0, 1, 15, 63, 64, 65, 127, 128, 1000] {
         let mut text = [b"[\"".as_slice(), &[b'x'; 1001], b"\"]"].concat();

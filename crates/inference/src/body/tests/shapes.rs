@@ -257,6 +257,33 @@ fn a_huge_body_leaves_little_behind() {
 }
 
 #[test]
+fn many_messages_leave_no_more_behind_than_one() {
+    let need = Need { prompt_bytes_max: 8192, model_required: true };
+    let mut scan = BodyScan::new(Api::ChatCompletions, need);
+    scan.push(br#"{"tools":["t"],"messages":[{}"#).unwrap();
+    for _ in 0..20_000 {
+        // Fields out of order and duplicates, whose places must be freed.
+        let message = br#",{"content":[{"type":"text","text":"Hi"}],"name":"n","role":"user","name":"m"}"#;
+        assert_eq!(scan.push(message), Ok(Progress::More));
+    }
+    let asked = scan.into_asked();
+    assert_eq!(asked.prompt.len(), 8192);
+    assert!(asked.prompt.capacity() <= 16 * 1024, "{}", asked.prompt.capacity());
+}
+
+#[test]
+fn parts_are_understood_down_to_parts_of_a_part() {
+    let nested = chat(r#"{"messages":[{"content":[{"content":[{"content":[{"text":"x"}]}]}]}]}"#);
+    let kept = b"[{\xFDtext\xFD:\xFDx\xFD,},]";
+    assert_eq!(
+        nested,
+        [b"\xFC\x01\xFF\xFC\x01\xFC\x09\xFC\x09".as_slice(), kept].concat(),
+        "{}",
+        nested.escape_ascii()
+    );
+}
+
+#[test]
 fn after_enough_and_after_an_error_nothing_is_read() {
     let mut scan = BodyScan::new(Api::Completions, ALL);
     assert_eq!(scan.push(br#"{"model":"m","prompt":"p""#), Ok(Progress::Enough));
