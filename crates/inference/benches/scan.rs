@@ -14,7 +14,7 @@ fn main() {
     divan::main();
 }
 
-/// A chat of about `bytes`, mostly in its last message; every 70th character or so is an escape.
+/// A chat of about `bytes`, mostly in its last message, with an escape every 24 characters.
 fn chat(bytes: usize) -> String {
     let head = r#"{"messages":[{"role":"system","content":"You are a helpful assistant. Answer in one sentence."},{"role":"user","content":""#;
     let tail = r#""}],"temperature":0.7,"stream":true,"stream_options":{"include_usage":true},"max_tokens":256,"model":"Qwen/Qwen3-32B"}"#;

@@ -208,7 +208,8 @@ impl Reader {
     fn end_string(&mut self, at: usize) {
         match self.into {
             Into::Model => {
-                self.asked.model = Some(String::from_utf8_lossy(&self.model).into_owned());
+                // Made of whole characters: never invalid.
+                self.asked.model = String::from_utf8(std::mem::take(&mut self.model)).ok();
                 self.asked.model_span = Some(self.model_start..at);
             }
             Into::Digest => {
