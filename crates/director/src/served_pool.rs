@@ -9,7 +9,8 @@ use arc_swap::ArcSwap;
 use endpoints::{Booking, Clock, Endpoint, EndpointSet, ScrapeConfig, Snapshot};
 use parking_lot::Mutex;
 use pool::{
-    AppProtocol, EndpointSpec, InferencePool, PoolId, PoolPolicy, PoolVersion, RoutingStrategy, Setting,
+    AppProtocol, EndpointSpec, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion, RoutingStrategy,
+    Setting,
 };
 use routing::{Decision, PickReason, Receipt, Request, Router};
 use telemetry::Metrics;
@@ -291,7 +292,7 @@ impl ServedPool {
     ) -> (Booking, Option<Receipt>) {
         let ranked = &decision.ranked[rank];
         let endpoint = &snapshot.entries[ranked.entry as usize].endpoint;
-        let booking = self.endpoints.book(endpoint, u64::from(ranked.cost.uncached));
+        let booking = self.endpoints.book(endpoint, ranked.cost.uncached);
         let receipt = (!blocks.is_empty()).then(|| router.record(endpoint, blocks));
         (booking, receipt)
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::Sim;
-use crate::shutdown;
+use crate::shutdown::Signals;
 
 /// Runs until SIGTERM or ctrl-c.
 pub(crate) async fn run(flags: &Sim) -> anyhow::Result<()> {
@@ -20,8 +20,9 @@ pub(crate) async fn run(flags: &Sim) -> anyhow::Result<()> {
         start_many(&config, flags.count, flags.listen, &tracker, &cancel).await.with_context(|| {
             format!("--listen {}: cannot be listened on (port 0 takes free ones)", flags.listen)
         })?;
+    let mut signals = Signals::listen()?;
     tell_ready(&servers)?;
-    shutdown::requested().await?;
+    signals.next().await;
     cancel.cancel();
     tracker.close();
     tracker.wait().await;

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::{LogFormat, Up};
+use crate::shutdown::Signals;
+use crate::sim;
 use crate::sources::{LOOK_EVERY, Sources};
-use crate::{shutdown, sim};
 
 /// Simulated model servers when nothing else is named.
 const SIM_DEFAULT: u16 = 3;
@@ -71,16 +72,19 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
 
     let timeouts = Timeouts { first_byte: flags.first_byte_timeout, ..Timeouts::default() };
     let serving = gateway::serve(listener, Gateway::new(director, timeouts), stopping.clone(), flags.drain);
+    let mut signals = Signals::listen()?;
     tell_ready(addresses, flags.logging.log_format)?;
     let stopped = async {
-        let signal = shutdown::requested().await;
+        let signal = signals.next().await;
+        tracing::info!(signal, drain = ?flags.drain, "stopping: no new request, those in flight end");
         stopping.cancel();
-        signal
+        signals.next().await
     };
-    let (drained, signal) = tokio::join!(serving, stopped);
-    signal?;
-    if !drained {
-        tracing::warn!(drain = ?flags.drain, "requests were still in flight when the drain time was over");
+    tokio::select! {
+        drained = serving => if !drained {
+            tracing::warn!(drain = ?flags.drain, "requests were still in flight when the drain time was over");
+        },
+        signal = stopped => tracing::warn!(signal, "asked to stop once more: requests in flight are cut off"),
     }
     background.cancel();
     tracker.close();
