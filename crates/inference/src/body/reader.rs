@@ -293,6 +293,7 @@ impl Reader {
         }
         match (slot.kind, shape) {
             (Kind::Stream, _) => self.asked.stream = false,
+            (Kind::Model, Shape::Literal(_)) => (self.asked.model, self.asked.model_span) = (None, None),
             (Kind::MaxTokens, _) => self.asked.max_tokens = None,
             (Kind::MaxCompletionTokens, _) => self.max_completion_tokens = None,
             (Kind::Message, _) => self.prompt.append(&[prompt::ITEM]),
@@ -321,7 +322,8 @@ impl Reader {
         let at = at - shape.width();
         let string_taken = kind == Kind::Prompts || self.api == Api::Responses;
         let fits = match (kind, shape) {
-            (Kind::Request, Shape::Object) | (Kind::Model, Shape::String) => true,
+            (Kind::Request, Shape::Object) => true,
+            (Kind::Model, Shape::String | Shape::Literal(Literal::Null)) => true,
             (Kind::Request, _) => return Err(Malformed::NotAnObject),
             (Kind::Model, _) => return Err(Malformed::ModelNotAString { at }),
             (Kind::Messages | Kind::Prompts, Shape::Array | Shape::Literal(Literal::Null)) => true,

@@ -51,7 +51,7 @@ pub(super) fn asked(api: Api, bytes_max: usize, model_required: bool, body: &[u8
     let model = match last(&request, "model") {
         Some(Json::String(model)) => Some(model.clone()),
         Some(_) => return None,
-        None => None,
+        None | Some(Json::Null) => None,
     };
     let stream = last(&request, "stream") == Some(&Json::Bool(true));
     let limits: &[&str] = match api {

@@ -308,7 +308,7 @@ fn refusals_say_what_is_wrong_and_where() {
         (chat, r#"{"messages":null,"model":"m"}"#, "`messages` is missing"),
         (chat, r#"{"messages":[]}"#, "`model` is missing"),
         (chat, r#"{"messages":[],"model":12}"#, "`model` must be a string (byte 23)"),
-        (chat, r#"{"messages":[],"model":null}"#, "`model` must be a string (byte 23)"),
+        (chat, r#"{"messages":[],"model":null}"#, "`model` is missing"),
         (chat, r#"{"messages":[],"model":{}}"#, "`model` must be a string (byte 23)"),
         (chat, r#"{"messages":"Hi"}"#, "`messages` must be an array (byte 12)"),
         (chat, r#"{"messages":{}}"#, "`messages` must be an array (byte 12)"),
