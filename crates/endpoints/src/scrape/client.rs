@@ -19,7 +19,7 @@ use super::tls::TlsConfigs;
 use crate::endpoint::authority;
 
 /// The most that hyper holds of an answer's head or of a body not yet taken, in bytes.
-const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
+const READ_BUFFER_BYTES_MAX: usize = 16 * 1024;
 
 /// Why an answer did not come.
 #[derive(Debug, thiserror::Error)]
