@@ -50,8 +50,8 @@ pub(super) fn asked(api: Api, bytes_max: usize, model_required: bool, body: &[u8
     let Ok(Json::Object(request)) = Json::parse(body) else { return None };
     let model = match last(&request, "model") {
         Some(Json::String(model)) => Some(model.clone()),
-        Some(_) => return None,
         None | Some(Json::Null) => None,
+        Some(_) => return None,
     };
     let stream = last(&request, "stream") == Some(&Json::Bool(true));
     let limits: &[&str] = match api {
