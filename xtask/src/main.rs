@@ -1,2 +1,79 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! The project's own commands: `cargo xtask test`, `layers`, `docs`, `bench`.
+#![expect(clippy::print_stdout, reason = "what these commands make is text for the person who calls them")]
+
+mod cache;
+mod docs;
+mod layers;
+mod parts;
+mod process;
+mod tally;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Every test; installs what they need under ~/.cache/pointsman (POINTSMAN_CACHE names another place).
+    Test {
+        /// Only what needs nothing installed: format, lints, layers, documents, unit and property tests.
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Fail if a crate depends on what it must not know.
+    Layers,
+    /// Write the documents that are made from code.
+    Docs {
+        /// Write nothing; fail if a document differs from its source.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run the benchmarks: `cargo xtask bench -- --help` lists them.
+    Bench {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<ExitCode> {
+    let root = workspace_root()?;
+    match task {
+        Task::Test { fast } => return test::run(&root, fast),
+        Task::Layers => layers::check(&root)?,
+        Task::Docs { check: true } => docs::check(&root)?,
+        Task::Docs { check: false } => docs::write(&root)?,
+        Task::Bench { arguments } => {
+            let mut cargo = Command::new("cargo");
+            cargo.current_dir(root).args(["run", "--release", "--package", "bench", "--"]).args(arguments);
+            process::must_succeed(&mut cargo)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The checkout that this program was built from.
+fn workspace_root() -> anyhow::Result<PathBuf> {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().map(Path::to_path_buf).context("the folder of xtask has no parent")
+}
