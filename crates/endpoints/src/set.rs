@@ -194,9 +194,8 @@ impl EndpointSet {
     async fn until(&self, within: Duration, done: impl Fn(&Writer) -> bool) -> bool {
         let wait = async {
             loop {
-                // Registered before the look, so that nothing published in between is missed.
-                let mut published = std::pin::pin!(self.published.notified());
-                published.as_mut().enable();
+                // Made before the look: it hears of all that is published from now on.
+                let published = self.published.notified();
                 if done(&self.writer.lock()) {
                     return;
                 }

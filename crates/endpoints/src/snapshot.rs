@@ -43,7 +43,7 @@ pub struct Snapshot {
     pub membership: u64,
     /// Some endpoint can load LoRA adapters and says which are active.
     pub reports_lora: bool,
-    /// What each entry's scrape says, side by side: loads are read for every request.
+    /// What each entry's scrape says, side by side and in entry order: loads are read for every request.
     pages: Box<[Page]>,
     models: Arc<ModelTable>,
     /// When the oldest model list came; none if a list is missing or nobody is there.
