@@ -8,92 +8,93 @@
 use endpoints::{Entry, Load, LoadStanding};
 
 /// A request in flight shares the engine's steps with ours: each is worth this many tokens.
-pub(crate) const REQUEST_TOKENS: u32 = 256;
+pub(crate) const REQUEST_TOKENS: u64 = 256;
 /// A waiting request has to be let in before ours, on top of being in flight.
-pub(crate) const WAITING_TOKENS: u32 = 1024;
+pub(crate) const WAITING_TOKENS: u64 = 1024;
 /// A full KV cache against an empty one, below the knee: what is cached there is a little more likely to go.
-pub(crate) const KV_TOKENS: u32 = 1024;
+pub(crate) const KV_TOKENS: f32 = 1024.0;
 /// Above this share of the KV cache engines begin to preempt requests and to make new ones wait.
 pub(crate) const KV_KNEE_RATIO: f32 = 0.8;
-/// What the way from the knee to a full cache costs.
-pub(crate) const KV_FULL_TOKENS: u32 = 16_384;
+/// What the whole cache would cost above the knee, so that the way from the knee to full costs 16,384.
+const KV_STEEP_TOKENS: f32 = 16_384.0 / (1.0 - KV_KNEE_RATIO);
 /// An adapter that is not active yet is read and put in place first: some 100 ms, at ten to twenty tokens a ms.
 pub(crate) const ADAPTER_LOAD_TOKENS: u32 = 2048;
 /// With all adapter places taken the request waits until another adapter's requests have ended.
 pub(crate) const ADAPTER_WAIT_TOKENS: u32 = 8192;
 /// What it costs not to know an endpoint's load, on top of taking it for as loaded as the most loaded known one.
-pub(crate) const UNKNOWN_TOKENS: u32 = 4 * REQUEST_TOKENS;
+pub(crate) const UNKNOWN_TOKENS: u64 = 4 * REQUEST_TOKENS;
 /// Prompt bytes to a token: English text and code on today's tokenizers; the same estimate as the reference's
 /// block of 64 bytes for 16 tokens.
-pub(crate) const BYTES_PER_TOKEN: u32 = 4;
+pub(crate) const BYTES_PER_TOKEN: u64 = 4;
 
 /// The estimated work ahead of a request on one endpoint, by scorer. All in prompt tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
     /// The request's own prompt, less what the endpoint's prefix cache holds of it.
-    pub uncached: u32,
+    pub uncached: u64,
     /// Prompts booked there whose answers have not begun.
-    pub prefill: u32,
+    pub prefill: u64,
     /// Requests in flight there.
-    pub in_flight: u32,
+    pub in_flight: u64,
     /// Requests in the engine's waiting queue.
-    pub waiting: u32,
+    pub waiting: u64,
     /// Use of the KV cache.
-    pub kv: u32,
+    pub kv: u64,
     /// Making the request's LoRA adapter active.
-    pub adapter: u32,
-    /// Not knowing the load.
-    pub unknown: u32,
+    pub adapter: u64,
+    /// Not knowing the load: what lifts it to the worst load that is known, and a little more.
+    pub unknown: u64,
 }
 
-/// The largest of each measure among the endpoints whose load is known: what an unknown one is taken for.
+/// The largest of each measure among endpoints whose load is known: what an unknown one is taken for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct WorstKnown {
     in_flight: u32,
     waiting: u32,
-    kv: u32,
+    kv_usage_ratio: f32,
 }
 
 impl Cost {
+    /// The cost of a load as it was read; the other terms are zero.
+    #[inline]
+    pub(crate) fn of_load(load: &Load) -> Self {
+        Self {
+            prefill: load.prefill_tokens.into(),
+            in_flight: u64::from(load.in_flight) * REQUEST_TOKENS,
+            waiting: u64::from(load.waiting) * WAITING_TOKENS,
+            kv: kv_tokens(load.kv_usage_ratio),
+            ..Self::default()
+        }
+    }
+
     /// The sum of all terms.
     #[must_use]
     #[inline]
     pub fn total(&self) -> u64 {
-        [self.uncached, self.prefill, self.in_flight, self.waiting, self.kv, self.adapter, self.unknown]
-            .iter()
-            .map(|&tokens| u64::from(tokens))
-            .sum()
-    }
-
-    /// The cost of the load alone; the terms of the request itself are left at zero.
-    #[inline]
-    pub(crate) fn of_load(load: &Load, worst: &WorstKnown) -> Self {
-        let mut cost = Self {
-            prefill: load.prefill_tokens,
-            in_flight: load.in_flight.saturating_mul(REQUEST_TOKENS),
-            waiting: load.waiting.saturating_mul(WAITING_TOKENS),
-            kv: kv_tokens(load.kv_usage_ratio),
-            ..Self::default()
-        };
-        if load.standing == LoadStanding::Unknown {
-            cost.in_flight = cost.in_flight.max(worst.in_flight);
-            cost.waiting = cost.waiting.max(worst.waiting);
-            cost.kv = worst.kv;
-            cost.unknown = UNKNOWN_TOKENS;
-        }
-        cost
+        let Self { uncached, prefill, in_flight, waiting, kv, adapter, unknown } = *self;
+        uncached + prefill + in_flight + waiting + kv + adapter + unknown
     }
 }
 
 impl WorstKnown {
-    #[inline]
-    pub(crate) fn see(&mut self, load: &Load) {
-        if load.standing == LoadStanding::Fresh {
-            let cost = Cost::of_load(load, self);
-            self.in_flight = self.in_flight.max(cost.in_flight);
-            self.waiting = self.waiting.max(cost.waiting);
-            self.kv = self.kv.max(cost.kv);
-        }
+    /// The worst of those `loads` that are known.
+    pub(crate) fn of<'a>(loads: impl Iterator<Item = &'a Load>) -> Self {
+        loads.filter(|load| load.standing == LoadStanding::Fresh).fold(Self::default(), |worst, load| Self {
+            in_flight: worst.in_flight.max(load.in_flight),
+            waiting: worst.waiting.max(load.waiting),
+            kv_usage_ratio: worst.kv_usage_ratio.max(load.kv_usage_ratio),
+        })
+    }
+
+    /// What is added to the cost of an unknown load: unknown is never the emptiest.
+    pub(crate) fn unknown_tokens(&self, load: &Load) -> u64 {
+        let worst = Load {
+            in_flight: self.in_flight.max(load.in_flight),
+            waiting: self.waiting.max(load.waiting),
+            kv_usage_ratio: self.kv_usage_ratio.max(load.kv_usage_ratio),
+            ..*load
+        };
+        UNKNOWN_TOKENS + Cost::of_load(&worst).total() - Cost::of_load(load).total()
     }
 }
 
@@ -112,10 +113,11 @@ pub(crate) fn adapter_tokens(entry: &Entry, model: &str) -> u32 {
     }
 }
 
-/// A gentle slope, and a steep one above the knee. What is no ratio counts as full.
+/// A gentle slope, and a steep one above the knee. What is no number counts as full.
 #[inline]
-fn kv_tokens(usage_ratio: f32) -> u32 {
-    let usage = if (0.0..=1.0).contains(&usage_ratio) { usage_ratio } else { 1.0 };
-    let above_knee = (usage - KV_KNEE_RATIO).max(0.0) / (1.0 - KV_KNEE_RATIO);
-    (usage * KV_TOKENS as f32 + above_knee * KV_FULL_TOKENS as f32) as u32
+fn kv_tokens(usage_ratio: f32) -> u64 {
+    // `max` prefers the operand that is a number.
+    let used = 1.0 - (1.0 - usage_ratio).max(0.0);
+    let above_knee = (used - KV_KNEE_RATIO).max(0.0);
+    u64::from((used * KV_TOKENS + above_knee * KV_STEEP_TOKENS) as u32)
 }

@@ -83,24 +83,19 @@ pub struct Scratch {
     candidates: Vec<Candidate>,
 }
 
-/// One candidate: what the scorers looked up for it, and the price they make with its load.
+/// One candidate, as the scorers fill it in. Costs in prompt tokens.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     entry: u32,
     matched_blocks: u32,
+    uncached: u32,
     adapter: u32,
+    unknown: u64,
     total: u64,
 }
 
 /// Smaller is better: total cost (that of the cheapest where it ties), latest booking, shuffled entry.
 type RankKey = (u64, u64, u64);
-
-/// What turns a candidate and its load into a [`Cost`]. The same for all candidates of a decision.
-struct Pricing<'a> {
-    known: &'a Known<'a>,
-    prompt_tokens: u32,
-    worst: WorstKnown,
-}
 
 /// Ranks the endpoints for a request: the cheapest first, at most `fallbacks_max` after it. `None` if there is no
 /// candidate at all.
@@ -116,21 +111,22 @@ pub fn decide(
     scratch: &mut Scratch,
 ) -> Option<Decision> {
     let Scratch { matched, candidates } = scratch;
-    matched.clear();
+    filter(request, known, candidates);
     if known.policy.routing_strategy == RoutingStrategy::PrefixCache {
         known.index.matches(request.blocks, matched);
+        score_prefix(known, matched, candidates);
     }
-    filter(request, known, candidates);
-    look_up(request, known, matched, candidates);
+    if let Some(model) = request.model.filter(|_| known.snapshot.reports_lora) {
+        score_adapter(known, model, candidates);
+    }
+    if known.loads.iter().any(|load| load.standing == LoadStanding::Unknown) {
+        score_unknown(known.loads, candidates);
+    }
 
-    let pricing = Pricing::new(request, known, candidates);
-    for candidate in &mut *candidates {
-        candidate.total = pricing.cost(candidate).total();
-    }
     let ranked = rank(candidates, known.loads, fallbacks_max.saturating_add(1), seed);
     Some(Decision {
         reason: reason(candidates, ranked.first()?),
-        ranked: ranked.iter().map(|candidate| pricing.ranked(candidate)).collect(),
+        ranked: ranked.iter().map(|candidate| candidate.ranked(known.loads)).collect(),
         candidates: candidates.len() as u32,
     })
 }
@@ -151,91 +147,111 @@ impl PickReason {
     }
 }
 
-impl Pricing<'_> {
-    fn new<'a>(request: &Request<'_>, known: &'a Known<'a>, candidates: &[Candidate]) -> Pricing<'a> {
-        let loads = || candidates.iter().map(|candidate| &known.loads[candidate.entry as usize]);
-        let mut worst = WorstKnown::default();
-        if loads().any(|load| load.standing == LoadStanding::Unknown) {
-            loads().for_each(|load| worst.see(load));
-        }
-        Pricing { known, prompt_tokens: request.prompt_tokens, worst }
-    }
-
+impl Candidate {
+    /// An entry priced by its load, as if it held nothing of the prompt.
     #[inline]
-    fn cost(&self, candidate: &Candidate) -> Cost {
-        let matched_bytes =
-            candidate.matched_blocks.saturating_mul(self.known.policy.prefix_cache.block_size_bytes);
-        Cost {
-            uncached: self.prompt_tokens.saturating_sub(matched_bytes / BYTES_PER_TOKEN),
-            adapter: candidate.adapter,
-            ..Cost::of_load(&self.known.loads[candidate.entry as usize], &self.worst)
+    fn new(entry: usize, load: &Load, prompt_tokens: u32) -> Self {
+        let total = Cost::of_load(load).total() + u64::from(prompt_tokens);
+        Self {
+            entry: entry as u32,
+            matched_blocks: 0,
+            uncached: prompt_tokens,
+            adapter: 0,
+            unknown: 0,
+            total,
         }
     }
 
-    fn ranked(&self, candidate: &Candidate) -> Ranked {
-        Ranked {
-            entry: candidate.entry,
-            matched_blocks: candidate.matched_blocks,
-            cost: self.cost(candidate),
-            load: self.known.loads[candidate.entry as usize],
-        }
+    fn ranked(&self, loads: &[Load]) -> Ranked {
+        let load = loads[self.entry as usize];
+        let cost = Cost {
+            uncached: self.uncached.into(),
+            adapter: self.adapter.into(),
+            unknown: self.unknown,
+            ..Cost::of_load(&load)
+        };
+        debug_assert_eq!(cost.total(), self.total, "the scorers and the reasons given agree");
+        Ranked { entry: self.entry, matched_blocks: self.matched_blocks, cost, load }
     }
 }
 
-/// Fills `candidates` with the entries that may be picked: those left out only if they are all there is.
+/// Who may be picked, priced by load. Those left out after failures only if they are all there is.
 fn filter(request: &Request<'_>, known: &Known<'_>, candidates: &mut Vec<Candidate>) {
     let serving = request.serving.filter(|serving| serving.models_differ && !serving.nobody());
-    let allowed = |entry: usize| {
+    let admitted = |entry: usize| {
         request.subset.is_none_or(|subset| subset.get(entry).copied().unwrap_or(false))
             && serving.is_none_or(|serving| !serving.excludes(entry))
     };
-    let mut collect = |left_out: bool| {
-        let loads = known.loads.iter().take(known.snapshot.entries.len()).enumerate();
-        let standing = loads.filter(|(_, load)| (load.standing == LoadStanding::LeftOut) == left_out);
+    let loads = &known.loads[..known.loads.len().min(known.snapshot.entries.len())];
+    for left_out in [false, true] {
         candidates.clear();
-        candidates.extend(standing.filter(|&(entry, _)| allowed(entry)).map(|(entry, _)| Candidate {
-            entry: entry as u32,
-            matched_blocks: 0,
-            adapter: 0,
-            total: 0,
-        }));
-        candidates.is_empty()
-    };
-    if collect(false) {
-        collect(true);
+        candidates.reserve(loads.len());
+        for (entry, load) in loads.iter().enumerate() {
+            if (load.standing == LoadStanding::LeftOut) == left_out && admitted(entry) {
+                candidates.push(Candidate::new(entry, load, request.prompt_tokens));
+            }
+        }
+        if !candidates.is_empty() {
+            break;
+        }
     }
 }
 
-/// Looks up what each candidate holds of the prompt, and what the adapter costs on it.
-fn look_up(request: &Request<'_>, known: &Known<'_>, matched: &[u32], candidates: &mut [Candidate]) {
-    let adapter = request.model.filter(|_| known.snapshot.reports_lora);
+/// Takes off what each holds of the prompt. What its slot held for another endpoint is not its own.
+fn score_prefix(known: &Known<'_>, matched: &[u32], candidates: &mut [Candidate]) {
+    let block_bytes = u64::from(known.policy.prefix_cache.block_size_bytes);
     for candidate in candidates {
-        let entry = &known.snapshot.entries[candidate.entry as usize];
-        let endpoint = &entry.endpoint;
-        if let Some(&blocks) = matched.get(endpoint.slot.index())
-            && known.index.owner(endpoint.slot) == Some(endpoint.id)
-        {
+        let endpoint = &known.snapshot.entries[candidate.entry as usize].endpoint;
+        let blocks = matched.get(endpoint.slot.index()).copied().unwrap_or(0);
+        if blocks > 0 && known.index.owner(endpoint.slot) == Some(endpoint.id) {
+            let tokens = u64::from(blocks) * block_bytes / BYTES_PER_TOKEN;
+            let saved = tokens.min(candidate.uncached.into()) as u32;
             candidate.matched_blocks = blocks;
+            candidate.uncached -= saved;
+            candidate.total -= u64::from(saved);
         }
-        if let Some(model) = adapter {
-            candidate.adapter = adapter_tokens(entry, model);
+    }
+}
+
+/// Adds what it takes to make the adapter active.
+fn score_adapter(known: &Known<'_>, model: &str, candidates: &mut [Candidate]) {
+    for candidate in candidates {
+        candidate.adapter = adapter_tokens(&known.snapshot.entries[candidate.entry as usize], model);
+        candidate.total += u64::from(candidate.adapter);
+    }
+}
+
+/// Adds what it costs not to know the load.
+fn score_unknown(loads: &[Load], candidates: &mut [Candidate]) {
+    let load = |candidate: &Candidate| &loads[candidate.entry as usize];
+    let worst = WorstKnown::of(candidates.iter().map(load));
+    for candidate in candidates {
+        if load(candidate).standing == LoadStanding::Unknown {
+            candidate.unknown = worst.unknown_tokens(load(candidate));
+            candidate.total += candidate.unknown;
         }
     }
 }
 
 /// The first `places` of the order that [`decide`] promises.
 fn rank(candidates: &[Candidate], loads: &[Load], places: usize, seed: u64) -> SmallVec<[Candidate; 3]> {
-    let cheapest = candidates.iter().map(|candidate| candidate.total).min().unwrap_or_default();
+    // Dealt into as many hands as there are places, one candidate in each is no dearer than the dearest of the hands'
+    // cheapest: so many are enough.
+    let hands = (0..places.min(candidates.len())).map(|hand| candidates[hand..].iter().step_by(places));
+    let minima = hands.map(|hand| hand.map(|candidate| candidate.total).min().unwrap_or_default());
+    let (cheapest, enough) =
+        minima.fold((u64::MAX, 0), |(cheapest, enough), total| (total.min(cheapest), total.max(enough)));
+    let tied_to = cheapest.saturating_add(TIE_TOKENS);
+
     let mut ranked: SmallVec<[(RankKey, Candidate); 4]> = SmallVec::new();
-    for &candidate in candidates {
-        let total = if candidate.total <= cheapest + TIE_TOKENS { cheapest } else { candidate.total };
-        if ranked.len() == places && ranked.last().is_some_and(|((worst, ..), _)| total > *worst) {
-            continue;
-        }
+    for candidate in candidates.iter().filter(|candidate| candidate.total <= enough.max(tied_to)) {
+        let total = if candidate.total <= tied_to { cheapest } else { candidate.total };
         let key = (total, loads[candidate.entry as usize].last_booked, shuffled(candidate.entry, seed));
         let place = ranked.partition_point(|(better, _)| *better < key);
-        ranked.insert(place, (key, candidate));
-        ranked.truncate(places);
+        if place < places {
+            ranked.truncate(places - 1);
+            ranked.insert(place, (key, *candidate));
+        }
     }
     ranked.into_iter().map(|(_, candidate)| candidate).collect()
 }

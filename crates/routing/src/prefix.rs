@@ -18,7 +18,7 @@
 //! - an endpoint's queue is sorted by stamp, and the entry of a stamp names the deepest run of its segment for as long
 //!   as there is one. Eviction takes the oldest entry and climbs from its run: least recent first, deepest first.
 //!   Where the segment is gone no run bears the stamp, so a reused node id cannot bring an entry back to life;
-//! - memory is bounded: nodes by blocks held, a queue by about twice the runs held (see [`Holding::push`]).
+//! - memory is bounded: nodes by blocks held, a queue by four times the runs held (see [`Holding::push`]).
 
 mod first_hashes;
 mod forest;
@@ -259,16 +259,16 @@ impl PrefixIndex {
 }
 
 impl Holding {
-    /// Appends an entry. A full queue first drops the entries whose segment is gone, and grows only if that freed
-    /// too little: it stays within about twice the runs held, at a constant cost a push.
+    /// Appends an entry. A full queue first drops the entries whose segment is gone, and grows (to twice its size) only
+    /// if half of it still stands: memory stays within four times the runs held, at a constant cost a push.
     fn push(&mut self, forest: &Forest, slot: usize, touch: Touch) {
         if touch.node == NO_NODE {
             return;
         }
         if self.queue.len() == self.queue.capacity() {
             self.queue.retain(|touch| forest.stamp_of(touch.node, slot) == Some(touch.stamp));
-            if self.queue.len() >= self.queue.capacity() / 4 * 3 {
-                self.queue.reserve_exact(self.queue.capacity() / 2 + 16);
+            if self.queue.len() >= self.queue.capacity() / 2 {
+                self.queue.reserve(self.queue.capacity());
             }
         }
         self.queue.push_back(touch);

@@ -29,7 +29,17 @@ impl FirstHashes {
 
     /// Enters a node; `first_of` reads the first hash of any node that is in.
     pub(super) fn insert(&mut self, hash: u64, node: NodeId, first_of: impl Fn(NodeId) -> u64) {
-        self.tables[table_of(hash)].insert_unique(hash, node, |&other| first_of(other));
+        let table = &mut self.tables[table_of(hash)];
+        if table.len() == table.capacity() {
+            // Full of entries, or of the marks that removed ones leave. On its own a table that is half full of
+            // marks would double.
+            let mut roomy = HashTable::with_capacity(table.len() + table.len() / 8 + 1);
+            for node in table.drain() {
+                roomy.insert_unique(first_of(node), node, |&other| first_of(other));
+            }
+            *table = roomy;
+        }
+        table.insert_unique(hash, node, |&other| first_of(other));
     }
 
     /// Puts `new` in the place of `old`.
@@ -51,10 +61,10 @@ impl FirstHashes {
         self.tables.iter().map(HashTable::len).sum()
     }
 
-    /// Bytes of all tables: four for an id and one for control, at a load of at most 7/8.
+    /// Bytes of all tables.
     pub(super) fn memory_bytes(&self) -> usize {
-        let buckets: usize = self.tables.iter().map(|table| table.capacity() * 8 / 7).sum();
-        buckets * (size_of::<NodeId>() + 1) + size_of::<[HashTable<NodeId>; TABLES]>()
+        let entries: usize = self.tables.iter().map(HashTable::allocation_size).sum();
+        entries + size_of::<[HashTable<NodeId>; TABLES]>()
     }
 }
 

@@ -128,12 +128,13 @@ impl Forest {
     pub(super) fn memory_bytes(&self) -> usize {
         /// The pointer and length of a run's hashes, and what an allocator adds to the two boxes of a run.
         const RUN_OVERHEAD_BYTES: usize = 32;
+        let before_last = self.blocks - self.nodes.len();
         let in_lists = self.holdings - self.holdings.min(self.nodes.len());
         self.nodes.memory_bytes()
             + self.lists.memory_bytes(in_lists)
             + self.first_hashes.memory_bytes()
-            + self.blocks * size_of::<u64>()
-            + self.nodes.len().min(self.blocks - self.nodes.len()) * RUN_OVERHEAD_BYTES
+            + before_last * size_of::<u64>()
+            + self.nodes.len().min(before_last) * RUN_OVERHEAD_BYTES
     }
 
     fn enter(&mut self, node: Node) -> NodeId {
