@@ -276,7 +276,7 @@ impl Exchange {
             return false;
         }
         metrics.count_retry(failure.word());
-        metrics.count_pick(self.endpoint().authority(), RETRY);
+        metrics.count_pick(self.endpoint().label(), RETRY);
         true
     }
 
@@ -305,7 +305,7 @@ impl Exchange {
     fn tell_pick(&self) {
         let metrics = self.director.metrics();
         let ranked = &self.pick.decision.ranked[self.pick.rank];
-        metrics.count_pick(self.endpoint().authority(), self.pick.decision.reason.as_str());
+        metrics.count_pick(self.endpoint().label(), self.pick.decision.reason.as_str());
         if !self.blocks.is_empty() {
             let matched = f64::from(ranked.matched_blocks);
             #[expect(clippy::cast_precision_loss, reason = "at most 65,536 blocks")]

@@ -3,6 +3,7 @@
 //! Invariant: identity (`id`, `slot`, `spec`) never changes; everything that does is an atomic or behind a lock of its own.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pool::EndpointSpec;
@@ -31,7 +32,7 @@ pub struct Endpoint {
     pub slot: Slot,
     /// What the operator declared.
     pub spec: EndpointSpec,
-    authority: Box<str>,
+    authority: Arc<str>,
     /// What we have booked on it.
     pub ledger: Ledger,
     /// Whether it is left out after failures.
@@ -92,6 +93,12 @@ impl Endpoint {
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// The authority as a label value that metrics can keep without copying it.
+    #[must_use]
+    pub fn label(&self) -> Arc<str> {
+        Arc::clone(&self.authority)
     }
 }
 

@@ -186,8 +186,8 @@ impl Metrics {
     }
 
     /// Counts a pick.
-    pub fn count_pick(&self, endpoint: &str, reason: &'static str) {
-        self.families.picks.get_or_create(&PickLabels { endpoint: endpoint.into(), reason }).inc();
+    pub fn count_pick(&self, endpoint: Arc<str>, reason: &'static str) {
+        self.families.picks.get_or_create(&PickLabels { endpoint, reason }).inc();
     }
 
     /// Drops the labels of an endpoint that is gone, so that churn does not grow the page.
