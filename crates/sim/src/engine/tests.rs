@@ -9,7 +9,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{Config, End, Engine, Event, EventKind, Request, SubmitError};
+use super::{Config, End, Engine, Event, EventKind, Request, SubmitError, sequence::Sequence};
 
 /// 10 ms a step, 0.1 ms a prompt token, 1 ms a decoding sequence, nothing drawn by lot.
 fn exact() -> Config {
@@ -204,6 +204,27 @@ fn the_youngest_is_thrown_out_when_blocks_run_out_and_loses_no_token() {
 }
 
 #[test]
+fn a_step_that_threw_one_out_admits_none() {
+    let config =
+        Config { num_gpu_blocks: 8, max_num_batched_tokens: 16, enable_prefix_caching: false, ..exact() };
+    let mut engine = Engine::new(config, 0);
+    engine.submit(ms(0), request(1, 1, 48, 60)).unwrap();
+    engine.submit(ms(0), request(2, 2, 48, 60)).unwrap();
+    while engine.stats().preemptions == 0 {
+        let at = engine.next_event_at().expect("blocks run out before the end");
+        engine.advance(at, &mut Vec::new());
+    }
+    assert_eq!((engine.running(), engine.waiting()), (1, 1), "though its first chunk would fit again");
+}
+
+#[test]
+fn a_prompt_of_one_token_is_a_prompt() {
+    let mut engine = Engine::new(exact(), 0);
+    engine.submit(ms(0), request(1, 1, 1, 1)).unwrap();
+    assert_eq!(drain(&mut engine)[0].at, Duration::from_micros(10_100));
+}
+
+#[test]
 fn cancelling_frees_blocks_at_once_wherever_the_request_is() {
     let mut engine = Engine::new(Config { max_num_seqs: 1, ..exact() }, 0);
     engine.submit(ms(0), request(1, 1, 64, 10)).unwrap();
@@ -257,6 +278,21 @@ fn an_adapter_is_loaded_once_and_a_third_waits_for_a_slot_without_blocking_other
     assert!(last.running.is_empty() && last.waiting.is_empty());
     engine.submit(ms(1_000), with_adapter(request(5, 5, 10, 1), "b")).unwrap();
     assert_eq!(tokens_of(&drain(&mut engine), 5), [1_011], "still resident");
+}
+
+#[test]
+fn those_passed_over_for_want_of_a_slot_keep_their_place() {
+    let mut engine = Engine::new(Config { max_loras: 1, max_num_seqs: 2, ..exact() }, 0);
+    engine.submit(ms(0), with_adapter(request(0, 0, 10, 9), "a")).unwrap();
+    engine.submit(ms(0), with_adapter(request(1, 1, 10, 9), "b")).unwrap();
+    engine.submit(ms(0), with_adapter(request(2, 2, 10, 9), "c")).unwrap();
+    engine.submit(ms(0), request(3, 3, 10, 9)).unwrap();
+    engine.submit(ms(0), request(4, 4, 10, 9)).unwrap();
+    engine.advance(ms(0), &mut Vec::new());
+    let ids =
+        |sequences: Vec<&Sequence>| sequences.iter().map(|sequence| sequence.request.id).collect::<Vec<_>>();
+    assert_eq!(ids(engine.running.iter().collect()), [0, 3]);
+    assert_eq!(ids(engine.waiting.iter().collect()), [1, 2, 4]);
 }
 
 #[test]
