@@ -74,7 +74,8 @@ fn a_sound_file_is_0_with_each_setting_and_its_origin() {
 
 #[test]
 fn a_bad_value_is_1_with_place_expectation_and_what_is_used() {
-    let (code, printed) = check("value", &pool("p", "inference-epp-env.networking.x-k8s.io/queue-ttl: \"5\""));
+    let (code, printed) =
+        check("value", &pool("p", "inference-epp-env.networking.x-k8s.io/queue-ttl: \"5\""));
     assert_eq!(code, 1);
     let fault = printed.lines().last().unwrap();
     assert!(fault.starts_with("FILE:6:54: inference-epp-env.networking.x-k8s.io/queue-ttl: "), "{fault}");
@@ -134,6 +135,7 @@ fn a_flag_that_makes_no_sense_is_2() {
     for flags in [["--endpoint", "nowhere"], ["--drain", "5"], ["--sim", "many"], ["--nonsense", "1"]] {
         assert_eq!(up(&flags).0, 2, "{flags:?}");
     }
-    let output = pointsman(&["up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log", "loud=noise"]);
+    let output =
+        pointsman(&["up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log", "loud=noise"]);
     assert_eq!(output.status.code(), Some(2));
 }
