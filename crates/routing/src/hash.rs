@@ -23,3 +23,48 @@ pub fn block_hashes(prompt: &[u8], seed: u64, policy: &PrefixCachePolicy, out: &
         chain
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hashes(prompt: &[u8], seed: u64, block_size_bytes: u32, prefix_blocks_max: u32) -> Vec<u64> {
+        let policy =
+            PrefixCachePolicy { block_size_bytes, prefix_blocks_max, ..PrefixCachePolicy::default() };
+        let mut hashes = vec![1, 2, 3];
+        block_hashes(prompt, seed, &policy, &mut hashes);
+        hashes
+    }
+
+    #[test]
+    fn a_tail_shorter_than_a_block_and_blocks_past_the_limit_are_ignored() {
+        assert!(hashes(&[7; 63], 0, 64, 128).is_empty());
+        assert_eq!(hashes(&[7; 64], 0, 64, 128).len(), 1);
+        assert_eq!(hashes(&[7; 200], 0, 64, 128).len(), 3);
+        assert_eq!(hashes(&[7; 200], 0, 64, 2), hashes(&[7; 128], 0, 64, 128));
+        assert_eq!(hashes(&[7; 65536], 0, 65536, 1).len(), 1);
+    }
+
+    #[test]
+    fn seeds_and_block_sizes_keep_prompts_apart() {
+        let usual = hashes(&[7; 256], 0, 64, 128);
+        let other = [hashes(&[7; 256], 1, 64, 128), hashes(&[7; 256], 0, 32, 128)];
+        assert!(other.iter().flatten().all(|hash| !usual.contains(hash)));
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_leading_hashes_are_equal_as_leading_blocks_are(
+            one in prop::collection::vec(0..2_u8, 0..40),
+            other in prop::collection::vec(0..2_u8, 0..40),
+        ) {
+            let shared_bytes = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+            let (one, other) = (hashes(&one, 9, 4, 128), hashes(&other, 9, 4, 128));
+            let shared = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+            prop_assert_eq!(shared, shared_bytes / 4);
+            prop_assert!(one[shared..].iter().all(|hash| !other.contains(hash)), "nor do they meet again");
+        }
+    }
+}
