@@ -47,6 +47,10 @@ fn tokens_of(events: &[Event], id: u64) -> Vec<u128> {
     tokens.map(|event| event.at.as_millis()).collect()
 }
 
+fn ids<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Vec<u64> {
+    sequences.map(|sequence| sequence.request.id).collect()
+}
+
 fn cached_of(events: &[Event], id: u64) -> u32 {
     let finished = events.iter().filter(|event| event.id == id).find_map(|event| match event.kind {
         EventKind::Finished { cached_tokens } => Some(cached_tokens),
@@ -204,17 +208,24 @@ fn the_youngest_is_thrown_out_when_blocks_run_out_and_loses_no_token() {
 }
 
 #[test]
-fn a_step_that_threw_one_out_admits_none() {
-    let config =
-        Config { num_gpu_blocks: 8, max_num_batched_tokens: 16, enable_prefix_caching: false, ..exact() };
+fn one_thrown_out_is_the_next_to_be_admitted_but_not_by_the_same_step() {
+    let config = Config {
+        num_gpu_blocks: 8,
+        max_num_seqs: 2,
+        max_num_batched_tokens: 16,
+        enable_prefix_caching: false,
+        ..exact()
+    };
     let mut engine = Engine::new(config, 0);
-    engine.submit(ms(0), request(1, 1, 48, 60)).unwrap();
-    engine.submit(ms(0), request(2, 2, 48, 60)).unwrap();
+    for id in 1..=3 {
+        engine.submit(ms(0), request(id, id, 48, 60)).unwrap();
+    }
     while engine.stats().preemptions == 0 {
         let at = engine.next_event_at().expect("blocks run out before the end");
         engine.advance(at, &mut Vec::new());
     }
-    assert_eq!((engine.running(), engine.waiting()), (1, 1), "though its first chunk would fit again");
+    assert_eq!(ids(engine.running.iter()), [1], "though a first chunk would fit again");
+    assert_eq!(ids(engine.waiting.iter()), [2, 3]);
 }
 
 #[test]
