@@ -2,26 +2,24 @@
 //! still route around dead endpoints. Without a budget, a pool that fails as a whole would be hit once more for
 //! every endpoint on every request.
 //!
-//! A token bucket without a lock: [`DEPOSIT`] of a token for each request, [`FLOOR_PER_SECOND`] tokens a second
+//! A token bucket without a lock: a fifth of a token for each request, [`FLOOR_PER_SECOND`] tokens a second
 //! whatever the traffic, at most [`TOKENS_MAX`] saved.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Retries that may be saved up: a first burst onto a pool with dead endpoints costs no client an error.
-pub(crate) const TOKENS_MAX: u64 = 128;
-/// Share of a retry that each request brings.
-pub(crate) const DEPOSIT: f64 = 0.2;
+const TOKENS_MAX: u64 = 128;
 /// Retries a second that are always allowed.
-pub(crate) const FLOOR_PER_SECOND: u64 = 16;
+const FLOOR_PER_SECOND: u64 = 16;
 
 /// Thousandths of a token, so that a deposit is a whole number.
 const UNIT: u64 = 1000;
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a constant: 200")]
-const DEPOSIT_UNITS: u64 = (DEPOSIT * UNIT as f64) as u64;
+/// What each request brings: a fifth of a retry.
+const DEPOSIT: u64 = UNIT / 5;
 
 /// How many retries may still be made.
-pub struct RetryBudget {
+pub(crate) struct RetryBudget {
     units: AtomicU64,
     refilled_at_ms: AtomicU64,
 }
@@ -34,12 +32,12 @@ impl Default for RetryBudget {
 
 impl RetryBudget {
     /// A request came: it brings its share of a retry.
-    pub fn deposit(&self) {
-        self.add(DEPOSIT_UNITS);
+    pub(crate) fn deposit(&self) {
+        self.add(DEPOSIT);
     }
 
     /// Takes one retry; false when the budget is spent.
-    pub fn withdraw(&self, now: Duration) -> bool {
+    pub(crate) fn withdraw(&self, now: Duration) -> bool {
         self.refill(now);
         self.units.fetch_update(Relaxed, Relaxed, |units| units.checked_sub(UNIT)).is_ok()
     }

@@ -99,7 +99,7 @@ impl Director {
         self.budget.deposit();
         let mut ending = Ending::new(Arc::clone(&self.metrics), self.clock);
         let refusal = if head.content_length.is_some_and(|bytes| bytes > self.limits.body_bytes_max) {
-            self.too_large()
+            Refusal::body_too_large(self.limits.body_bytes_max)
         } else if let Some(pool) = self.pool() {
             return Ok(Intake::new(Arc::clone(self), pool, head, ending));
         } else {
@@ -114,13 +114,10 @@ impl Director {
     /// # Errors
     /// When no endpoint has told its models within the last ten seconds.
     pub async fn models(&self) -> Result<String, Refusal> {
-        let mut ending = Ending::new(Arc::clone(&self.metrics), self.clock);
-        let listed = match self.pool() {
+        match self.pool() {
             Some(pool) => pool.models(self.clock.now()).await,
             None => Err(no_pool()),
-        };
-        ending.end(listed.as_ref().map_or_else(|refusal| refusal.reason, |_| Reason::Served));
-        listed
+        }
     }
 
     /// The limits in force.
@@ -141,14 +138,6 @@ impl Director {
 
     pub(crate) fn budget(&self) -> &RetryBudget {
         &self.budget
-    }
-
-    pub(crate) fn too_large(&self) -> Refusal {
-        let limit = self.limits.body_bytes_max;
-        Refusal::new(
-            Reason::BodyTooLarge,
-            format!("the request's body is larger than the limit of {limit} bytes"),
-        )
     }
 }
 

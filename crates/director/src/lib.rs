@@ -24,7 +24,6 @@ mod request;
 mod served_pool;
 mod view;
 
-pub use budget::RetryBudget;
 pub use director::{Director, Limits};
 pub use reason::{Reason, Refusal};
 pub use request::{Exchange, Failure, Head, Intake};

@@ -23,8 +23,6 @@ pub enum Reason {
     BodyTooLarge,
     /// The pool has no endpoint, or none that may take the request.
     NoEndpoint,
-    /// Pointsman is shutting down.
-    ShuttingDown,
     /// Every endpoint that was tried failed before its first byte.
     UpstreamUnreachable,
     /// No first byte came in time.
@@ -39,7 +37,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the reference and for labels.
-    pub const ALL: [Reason; 13] = [
+    pub const ALL: [Reason; 12] = [
         Reason::Served,
         Reason::RejectedByServer,
         Reason::FailedByServer,
@@ -47,7 +45,6 @@ impl Reason {
         Reason::UnknownModel,
         Reason::BodyTooLarge,
         Reason::NoEndpoint,
-        Reason::ShuttingDown,
         Reason::UpstreamUnreachable,
         Reason::UpstreamTimeout,
         Reason::UpstreamBroken,
@@ -66,7 +63,6 @@ impl Reason {
             Reason::UnknownModel => "unknown_model",
             Reason::BodyTooLarge => "body_too_large",
             Reason::NoEndpoint => "no_endpoint",
-            Reason::ShuttingDown => "shutting_down",
             Reason::UpstreamUnreachable => "upstream_unreachable",
             Reason::UpstreamTimeout => "upstream_timeout",
             Reason::UpstreamBroken => "upstream_broken",
@@ -84,7 +80,7 @@ impl Reason {
             Reason::Malformed | Reason::RejectedByServer => StatusCode::BAD_REQUEST,
             Reason::UnknownModel => StatusCode::NOT_FOUND,
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Reason::NoEndpoint | Reason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
             Reason::UpstreamUnreachable | Reason::UpstreamBroken | Reason::FailedByServer => {
                 StatusCode::BAD_GATEWAY
             }
@@ -105,7 +101,7 @@ impl Reason {
     #[must_use]
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
-            Reason::NoEndpoint | Reason::ShuttingDown => Some(Duration::from_secs(1)),
+            Reason::NoEndpoint => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -116,7 +112,7 @@ impl Reason {
             Reason::Malformed | Reason::UnknownModel | Reason::BodyTooLarge | Reason::RejectedByServer => {
                 "invalid_request_error"
             }
-            Reason::NoEndpoint | Reason::ShuttingDown => "service_unavailable_error",
+            Reason::NoEndpoint => "service_unavailable_error",
             Reason::UpstreamUnreachable
             | Reason::UpstreamTimeout
             | Reason::UpstreamBroken
@@ -155,6 +151,13 @@ impl Refusal {
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Refusal {
         Refusal { reason, message: message.into() }
+    }
+
+    /// A body beyond the limit.
+    #[must_use]
+    pub fn body_too_large(bytes_max: u64) -> Refusal {
+        let message = format!("the request's body is larger than the limit of {bytes_max} bytes");
+        Refusal::new(Reason::BodyTooLarge, message)
     }
 
     /// OpenAI's error object: `{"error":{"message","type","param":null,"code"}}`.

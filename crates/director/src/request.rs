@@ -99,6 +99,7 @@ pub struct Exchange {
     in_force: Arc<InForce>,
     pick: Pick,
     blocks: Vec<u64>,
+    streamed: bool,
     answered: bool,
     ending: Ending,
 }
@@ -138,8 +139,9 @@ impl Intake {
     /// When the body is larger than the limit, or is not what its path promises.
     pub fn push(&mut self, chunk: &[u8]) -> Result<Progress, Refusal> {
         self.ending.request_bytes(chunk.len());
-        if self.ending.request_bytes_so_far() > self.director.limits().body_bytes_max {
-            return Err(self.refuse(self.director.too_large()));
+        let bytes_max = self.director.limits().body_bytes_max;
+        if self.ending.request_bytes_so_far() > bytes_max {
+            return Err(self.refuse(Refusal::body_too_large(bytes_max)));
         }
         let begun = Instant::now();
         let scanned = self.scan.as_mut().map(|scan| scan.push(chunk));
@@ -198,6 +200,7 @@ impl Intake {
             in_force: self.in_force,
             pick,
             blocks,
+            streamed: asked.stream,
             answered: false,
             ending: self.ending,
         };
@@ -245,6 +248,13 @@ impl Exchange {
         self.pick.booking.endpoint()
     }
 
+    /// Whether the request asks for a streamed answer, as far as its body was read: then a first byte comes as soon
+    /// as the first token. One that is not streamed has its first byte when all is generated.
+    #[must_use]
+    pub fn is_streamed(&self) -> bool {
+        self.streamed
+    }
+
     /// What the pool's endpoints speak.
     #[must_use]
     pub fn app_protocol(&self) -> pool::AppProtocol {
@@ -268,6 +278,9 @@ impl Exchange {
     pub fn next_endpoint(&mut self, failure: Failure) -> bool {
         let now = self.director.clock().now();
         let metrics = self.director.metrics();
+        if !self.pool.has_next(&self.pick) {
+            return false;
+        }
         if !self.director.budget().withdraw(now) {
             metrics.retries_refused.inc();
             return false;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use endpoints::{Booking, Clock, Endpoint, EndpointSet, ScrapeConfig, Snapshot};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use pool::{
     AppProtocol, EndpointSpec, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion, RoutingStrategy,
     Setting,
@@ -85,6 +85,15 @@ pub(crate) struct Pick {
     pub(crate) rank: usize,
     pub(crate) booking: Booking,
     pub(crate) receipt: Option<Receipt>,
+}
+
+impl Pick {
+    /// Whether the endpoint at that rank is still in the pool.
+    fn is_member(&self, rank: usize, members: &Snapshot) -> bool {
+        let id = self.snapshot.entries[self.decision.ranked[rank].entry as usize].endpoint.id;
+        members.membership == self.snapshot.membership
+            || members.entries.iter().any(|entry| entry.endpoint.id == id)
+    }
 }
 
 impl ServedPool {
@@ -253,22 +262,32 @@ impl ServedPool {
         let decision = router
             .pick(&request, &snapshot, &in_force.policy, now, FALLBACKS_MAX)
             .ok_or_else(|| self.no_endpoint())?;
-        let rank = first_admitted(&decision, &snapshot, 0, now).unwrap_or(0);
+        let rank = first_admitted(&decision, &snapshot, 0..decision.ranked.len(), now).unwrap_or(0);
         let (booking, receipt) = self.book(&mut router, &decision, &snapshot, rank, question.blocks);
         drop(router);
         Ok(Pick { snapshot, decision, rank, booking, receipt })
     }
 
+    /// Whether a pick's list goes on.
+    pub(crate) fn has_next(&self, pick: &Pick) -> bool {
+        let members = self.endpoints.snapshot();
+        (pick.rank + 1..pick.decision.ranked.len()).any(|rank| pick.is_member(rank, &members))
+    }
+
     /// Moves a pick to the next endpoint of its list after the present one failed before its first byte. False
     /// when the list is at its end.
     pub(crate) fn pick_next(&self, pick: &mut Pick, blocks: &[u64], now: Duration) -> bool {
-        let Some(rank) = first_admitted(&pick.decision, &pick.snapshot, pick.rank + 1, now) else {
-            return false;
-        };
         let mut router = self.router.lock();
         if let Some(receipt) = pick.receipt.take() {
             router.unrecord(&receipt, blocks);
         }
+        // Endpoints that left the pool since the decision are passed over: their slots may be others' by now.
+        let members = self.endpoints.snapshot();
+        let later =
+            (pick.rank + 1..pick.decision.ranked.len()).filter(|&rank| pick.is_member(rank, &members));
+        let Some(rank) = first_admitted(&pick.decision, &pick.snapshot, later, now) else {
+            return false;
+        };
         let (booking, receipt) = self.book(&mut router, &pick.decision, &pick.snapshot, rank, blocks);
         drop(router);
         pick.rank = rank;
@@ -305,7 +324,11 @@ impl ServedPool {
     }
 
     fn reconcile(&self, specs: &[EndpointSpec], metrics: &Metrics) {
-        let changes = self.endpoints.reconcile(specs);
+        // One address is one endpoint, by whatever names.
+        let mut addresses = HashSet::new();
+        let mut specs = specs.to_vec();
+        specs.retain(|spec| addresses.insert((Arc::clone(&spec.host), spec.port)));
+        let changes = self.endpoints.reconcile(&specs);
         for endpoint in &changes.removed {
             forget_endpoint(metrics, endpoint);
         }
@@ -328,7 +351,11 @@ impl ServedPool {
     }
 
     fn evict(&self) {
-        while self.router.lock().evict_step(EVICT_STEPS) {}
+        let mut router = self.router.lock();
+        while router.evict_step(EVICT_STEPS) {
+            // Lets in whoever waits.
+            MutexGuard::bump(&mut router);
+        }
     }
 
     /// Says each fault once per change.
@@ -368,14 +395,17 @@ fn scrape_config(policy: &PoolPolicy) -> ScrapeConfig {
     ScrapeConfig { runtime: policy.runtime, target: policy.metrics.clone() }
 }
 
-/// The first endpoint of the list, from `from` on, that may take a request now: one that was left out is tried by
-/// one request at a time.
-fn first_admitted(decision: &Decision, snapshot: &Snapshot, from: usize, now: Duration) -> Option<usize> {
-    let later = from..decision.ranked.len();
-    later
-        .clone()
-        .find(|&rank| snapshot.entries[decision.ranked[rank].entry as usize].endpoint.health.admits(now))
-        .or_else(|| later.min())
+/// The first of `ranks` whose endpoint may take a request now, or the first at all: one that was left out is tried
+/// by one request at a time.
+fn first_admitted(
+    decision: &Decision,
+    snapshot: &Snapshot,
+    ranks: impl IntoIterator<Item = usize> + Clone,
+    now: Duration,
+) -> Option<usize> {
+    let endpoint = |rank: usize| &snapshot.entries[decision.ranked[rank].entry as usize].endpoint;
+    let mut in_order = ranks.clone().into_iter();
+    in_order.find(|&rank| endpoint(rank).health.admits(now)).or_else(|| ranks.into_iter().next())
 }
 
 fn forget_endpoint(metrics: &Metrics, endpoint: &Endpoint) {

@@ -6,11 +6,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use director::{Exchange, Reason};
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use inference::{Api, EventSplitter};
 
 use crate::handler::outcome_of;
+use crate::upload::Upload;
 
 /// The body of an answer to a client.
 pub(crate) enum AnswerBody {
@@ -26,15 +28,17 @@ pub(crate) struct Passed {
     rest: Incoming,
     /// Present for event streams: events are passed on whole.
     events: Option<Events>,
+    /// Taken when the answer is at its end.
     exchange: Option<Exchange>,
     ended_as: Reason,
+    /// What the client still uploads while it is answered.
+    _upload: Upload,
 }
 
 struct Events {
     splitter: EventSplitter,
-    ready: VecDeque<Bytes>,
+    ready: VecDeque<Frame<Bytes>>,
     api: Option<Api>,
-    ended: bool,
 }
 
 /// The answer broke off; the client's connection is closed so that it can tell.
@@ -43,33 +47,40 @@ struct Events {
 pub(crate) struct BrokenAnswer;
 
 impl Passed {
-    /// The body whose `first` frame is here already. `events` where it is an event stream of `api`.
+    /// The body whose `first` frame is here already; `None` when it has none. As an event stream of `api` where
+    /// `event_stream`.
     pub(crate) fn new(
         first: Option<Frame<Bytes>>,
         rest: Incoming,
-        status: http::StatusCode,
+        status: StatusCode,
         exchange: Exchange,
+        upload: Upload,
         event_stream: bool,
         api: Option<Api>,
     ) -> Passed {
-        let events = event_stream.then(|| Events {
-            splitter: EventSplitter::default(),
-            ready: VecDeque::new(),
-            api,
-            ended: false,
-        });
-        Passed { first, rest, events, exchange: Some(exchange), ended_as: outcome_of(status) }
+        let events =
+            event_stream.then(|| Events { splitter: EventSplitter::default(), ready: VecDeque::new(), api });
+        let mut passed = Passed {
+            first,
+            rest,
+            events,
+            exchange: Some(exchange),
+            ended_as: outcome_of(status),
+            _upload: upload,
+        };
+        if passed.first.is_none() {
+            passed.end(passed.ended_as);
+        }
+        passed
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
         loop {
-            if let Some(events) = &mut self.events {
-                if let Some(ready) = events.ready.pop_front() {
-                    return Poll::Ready(Some(Ok(Frame::data(ready))));
-                }
-                if events.ended {
-                    return Poll::Ready(None);
-                }
+            if let Some(ready) = self.events.as_mut().and_then(|events| events.ready.pop_front()) {
+                return Poll::Ready(Some(Ok(ready)));
+            }
+            if self.exchange.is_none() {
+                return Poll::Ready(None);
             }
             let frame = match self.first.take() {
                 Some(first) => Some(Ok(first)),
@@ -77,28 +88,23 @@ impl Passed {
             };
             match frame {
                 Some(Ok(frame)) => {
-                    if let Some(passed) = self.pass(frame) {
+                    let passed = self.pass(frame);
+                    // Whoever knows the answer's length does not ask for what comes after its last byte.
+                    if self.rest.is_end_stream() {
+                        self.finish();
+                    }
+                    if let Some(passed) = passed {
                         return Poll::Ready(Some(Ok(passed)));
                     }
                 }
-                None => {
-                    self.end(self.ended_as);
-                    let Some(events) = &mut self.events else { return Poll::Ready(None) };
-                    events.ended = true;
-                    events.ready.extend(std::mem::take(&mut events.splitter).finish());
-                }
+                None => self.finish(),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "an answer broke off after its first byte");
                     self.end(Reason::UpstreamBroken);
                     let Some(events) = &mut self.events else {
                         return Poll::Ready(Some(Err(BrokenAnswer)));
                     };
-                    events.ended = true;
-                    if events.splitter.is_inside_event() {
-                        events.ready.push_back(Bytes::from_static(b"\n\n"));
-                    }
-                    // A half event that was held back is dropped: a client could not read it.
-                    events.ready.push_back(broken_off(events.api));
+                    events.break_off();
                 }
             }
         }
@@ -106,19 +112,22 @@ impl Passed {
 
     /// What of `frame` goes on at once.
     fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(trailers) => return Some(trailers),
-        };
-        if let Some(exchange) = &mut self.exchange {
-            exchange.answer_bytes(&data);
+        if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
+            exchange.answer_bytes(data);
         }
         match &mut self.events {
-            None => Some(Frame::data(data)),
+            None => Some(frame),
             Some(events) => {
-                events.ready.extend(events.splitter.push(data));
-                events.ready.pop_front().map(Frame::data)
+                events.take(frame);
+                events.ready.pop_front()
             }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.end(self.ended_as);
+        if let Some(events) = &mut self.events {
+            events.flush();
         }
     }
 
@@ -126,6 +135,39 @@ impl Passed {
         if let Some(mut exchange) = self.exchange.take() {
             exchange.end(reason);
         }
+    }
+
+    fn is_done(&self) -> bool {
+        self.exchange.is_none() && self.events.as_ref().is_none_or(|events| events.ready.is_empty())
+    }
+}
+
+impl Events {
+    fn take(&mut self, frame: Frame<Bytes>) {
+        match frame.into_data() {
+            Ok(data) => self.ready.extend(self.splitter.push(data).map(Frame::data)),
+            Err(trailers) => {
+                self.flush();
+                self.ready.push_back(trailers);
+            }
+        }
+    }
+
+    /// The stream ended well: what was held back of it is passed on.
+    fn flush(&mut self) {
+        self.ready.extend(std::mem::take(&mut self.splitter).finish().map(Frame::data));
+    }
+
+    /// The stream broke. A half event that was held back is dropped: a client could not read it.
+    fn break_off(&mut self) {
+        const MESSAGE: &str =
+            "the model server's answer broke off; what came so far is incomplete, ask again";
+        if self.splitter.is_inside_event() {
+            self.ready.push_back(Frame::data(Bytes::from_static(b"\n\n")));
+        }
+        let api = self.api.unwrap_or(Api::ChatCompletions);
+        let event = inference::error_event(api, Reason::UpstreamBroken.word(), MESSAGE);
+        self.ready.push_back(Frame::data(event));
     }
 }
 
@@ -146,7 +188,7 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match self {
             AnswerBody::Whole(bytes) => bytes.is_none(),
-            AnswerBody::Passed(_) => false,
+            AnswerBody::Passed(passed) => passed.is_done(),
         }
     }
 
@@ -159,9 +201,4 @@ impl Body for AnswerBody {
             AnswerBody::Passed(_) => SizeHint::default(),
         }
     }
-}
-
-fn broken_off(api: Option<Api>) -> Bytes {
-    const MESSAGE: &str = "the model server's answer broke off; what came so far is incomplete, ask again";
-    inference::error_event(api.unwrap_or(Api::ChatCompletions), Reason::UpstreamBroken.word(), MESSAGE)
 }

@@ -12,7 +12,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use inference::{AnswerKind, Api};
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::answer::{AnswerBody, Passed};
 use crate::headers::{self, X_POINTSMAN_REASON, X_REQUEST_ID};
@@ -47,7 +47,7 @@ impl Gateway {
     ) -> Result<Response<AnswerBody>, Infallible> {
         let request_id = headers::request_id(request.headers());
         let answer = if is_models_list(&request) {
-            self.models().await
+            self.models(&request_id).await
         } else {
             self.forward(request, peer, &request_id).await
         };
@@ -61,10 +61,10 @@ impl Gateway {
         request_id: &HeaderValue,
     ) -> Result<Response<AnswerBody>, Refusal> {
         let (mut parts, body) = request.into_parts();
-        let api = Api::from_path(parts.uri.path());
+        let api = Api::from_path(parts.uri.path()).filter(|_| parts.method == Method::POST);
         let content_length = content_length(&parts.headers);
-        let head = Head { path: parts.uri.path(), content_length, readable: is_readable(&parts.headers) };
-        let mut intake = self.director.begin(head)?;
+        let readable = api.is_some() && is_readable(&parts.headers);
+        let mut intake = self.director.begin(Head { path: parts.uri.path(), content_length, readable })?;
         let mut upload = Upload::new(body, content_length, self.director.limits().body_bytes_max);
         while intake.progress() == Progress::More {
             match upload.read().await {
@@ -83,7 +83,7 @@ impl Gateway {
         let attempted = self.attempt_all(&parts, &upload, &mut exchange).await;
         exchange.request_bytes(upload.bytes());
         match attempted {
-            Ok(answer) => Ok(pass(answer, exchange, api, request_id)),
+            Ok(answer) => Ok(pass(answer, exchange, upload, api, request_id)),
             Err(refusal) => {
                 exchange.end(refusal.reason);
                 Err(refusal)
@@ -99,8 +99,10 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<Answer, Refusal> {
         loop {
-            let attempted = timeout(self.timeouts.first_byte, self.attempt(parts, upload, exchange)).await;
-            let attempted = attempted.unwrap_or(Err(Failure::Timeout));
+            let attempted = tokio::select! {
+                attempted = self.attempt(parts, upload, exchange) => attempted,
+                () = self.out_of_time(upload, exchange) => Err(Failure::Timeout),
+            };
             if let Some(refusal) = upload.failure() {
                 return Err(refusal);
             }
@@ -108,14 +110,23 @@ impl Gateway {
                 Ok(answer) => Failure::of_status(answer.response.status()),
                 Err(failure) => Some(*failure),
             };
-            let Some(failure) = failure else {
-                return attempted.map_err(|failure| gave_up(failure, exchange));
-            };
-            exchange.failed(failure);
-            if !(upload.is_whole() && exchange.next_endpoint(failure)) {
-                return attempted.map_err(|failure| gave_up(failure, exchange));
+            if let Some(failure) = failure {
+                exchange.failed(failure);
+                // What was not streamed may be generated to half by now: beginning again would cost as much.
+                let worth_it = failure != Failure::Timeout || exchange.is_streamed();
+                if worth_it && upload.restart() && exchange.next_endpoint(failure) {
+                    continue;
+                }
             }
+            return attempted.map_err(gave_up);
         }
+    }
+
+    /// Resolves when the endpoint has had its time. It begins when it has the whole request: a client that uploads
+    /// slowly is not the endpoint's fault.
+    async fn out_of_time(&self, upload: &Upload, exchange: &Exchange) {
+        upload.complete().await;
+        sleep(if exchange.is_streamed() { self.timeouts.first_byte } else { self.timeouts.unstreamed }).await;
     }
 
     /// One attempt, up to the first part of the answer's body: engines send the head of a stream long before its
@@ -131,10 +142,11 @@ impl Gateway {
     }
 
     /// `GET /v1/models`: the models of all endpoints.
-    async fn models(&self) -> Result<Response<AnswerBody>, Refusal> {
+    async fn models(&self, request_id: &HeaderValue) -> Result<Response<AnswerBody>, Refusal> {
         let list = self.director.models().await?;
         let mut response = Response::new(AnswerBody::Whole(Some(Bytes::from(list))));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
         Ok(response)
     }
 }
@@ -151,16 +163,18 @@ pub(crate) fn outcome_of(status: StatusCode) -> Reason {
 fn pass(
     answer: Answer,
     mut exchange: Exchange,
+    upload: Upload,
     api: Option<Api>,
     request_id: &HeaderValue,
 ) -> Response<AnswerBody> {
     let (mut parts, rest) = answer.response.into_parts();
-    let kind = answer_kind(&parts.headers).filter(|_| api.is_some());
+    let kind = answer_kind(&parts.headers);
     // An announced length leaves no room for an error event.
-    let event_stream = is_event_stream(&parts.headers) && !parts.headers.contains_key(header::CONTENT_LENGTH);
+    let event_stream =
+        kind == Some(AnswerKind::EventStream) && !parts.headers.contains_key(header::CONTENT_LENGTH);
     headers::to_client(&mut parts.headers, request_id);
     exchange.answer(parts.status, kind);
-    let passed = Passed::new(answer.first, rest, parts.status, exchange, event_stream, api);
+    let passed = Passed::new(answer.first, rest, parts.status, exchange, upload, event_stream, api);
     parts.version = http::Version::default();
     parts.extensions = http::Extensions::default();
     Response::from_parts(parts, AnswerBody::Passed(Box::new(passed)))
@@ -183,7 +197,7 @@ fn refuse(refusal: &Refusal, request_id: &HeaderValue) -> Response<AnswerBody> {
     response
 }
 
-fn gave_up(failure: Failure, exchange: &Exchange) -> Refusal {
+fn gave_up(failure: Failure) -> Refusal {
     let what = match failure {
         Failure::Connect => "no connection could be made",
         Failure::Reset => "the connection broke before the first byte of the answer",
@@ -191,11 +205,7 @@ fn gave_up(failure: Failure, exchange: &Exchange) -> Refusal {
         Failure::BadGateway => "it answered 502",
         Failure::Unavailable => "it answered 503",
     };
-    let endpoint = exchange.endpoint().authority();
-    Refusal::new(
-        failure.reason(),
-        format!("the model server {endpoint} failed, and no other could be tried: {what}"),
-    )
+    Refusal::new(failure.reason(), format!("the model server failed, and no other could be tried: {what}"))
 }
 
 fn is_models_list<B>(request: &Request<B>) -> bool {
@@ -206,7 +216,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Whether a body can be scanned as JSON: compressed bodies and forms cannot.
+/// Whether a body can be scanned as JSON: compressed and multipart ones cannot.
 fn is_readable(headers: &HeaderMap) -> bool {
     let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
     !encoded && !starts_with(headers, "multipart/")

@@ -59,12 +59,11 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: IpAddr, requ
     {
         headers.insert(HOST, host);
     }
-    let peer = peer.to_canonical().to_string();
-    let chain = match headers.get(X_FORWARDED_FOR).and_then(|known| known.to_str().ok()) {
-        Some(known) if !known.trim().is_empty() => format!("{known}, {peer}"),
-        _ => peer,
-    };
-    if let Ok(chain) = HeaderValue::from_str(&chain) {
+    let asked_for = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|known| known.to_str().ok());
+    let mut chain: Vec<String> =
+        asked_for.map(str::to_owned).filter(|known| !known.trim().is_empty()).collect();
+    chain.push(peer.to_canonical().to_string());
+    if let Ok(chain) = HeaderValue::from_str(&chain.join(", ")) {
         headers.insert(X_FORWARDED_FOR, chain);
     }
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
@@ -105,8 +104,8 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(TRAILER);
 }
 
-/// A UUID-shaped id (RFC 9562, version 8: numbers of our own): unique in this process by a counter, and across
-/// processes by two random words.
+/// A UUID-shaped id (RFC 9562, version 8: numbers of our own): unique by a keyed hash of a counter; the key
+/// is the process's own.
 fn new_request_id() -> HeaderValue {
     use std::hash::{BuildHasher, RandomState};
     static RANDOM: OnceLock<RandomState> = OnceLock::new();

@@ -1,6 +1,8 @@
 //! The client's body on its way to a model server: read once, kept within a bound so that it can be sent again to
 //! the next endpoint when one fails before its first byte.
 
+use std::error::Error as _;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,12 +14,14 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// How much of a body is kept for another attempt once its endpoint is picked. What was read before the pick is
 /// kept whole: it had to be held anyway.
 pub const REPLAY_BYTES_MAX: usize = 1 << 20;
 
-/// A body that several attempts can send, one after the other.
+/// A body that several attempts can send, one after the other. Dropping it lets go of the client's connection, also
+/// where an abandoned attempt lives on in a connection that does not end.
 pub(crate) struct Upload {
     shared: Arc<Mutex<Shared>>,
     announced: Option<u64>,
@@ -36,6 +40,8 @@ struct Shared {
     failed: Option<Refusal>,
     /// Which attempt may read: an abandoned one must not take the wake-ups of its successor.
     attempts: u32,
+    /// Told when the body is at its end.
+    at_end: Arc<Notify>,
 }
 
 /// One attempt's reading of an [`Upload`], from its beginning.
@@ -69,6 +75,7 @@ impl Upload {
                 bytes_max,
                 failed: None,
                 attempts: 0,
+                at_end: Arc::default(),
             })),
         }
     }
@@ -84,7 +91,10 @@ impl Upload {
             let frame = rest.frame().await;
             let mut shared = self.shared.lock();
             match frame {
-                None => return None,
+                None => {
+                    shared.end();
+                    return None;
+                }
                 Some(Err(error)) => return Some(Err(shared.fail(broken(&error)))),
                 Some(Ok(frame)) => {
                     shared.rest = (!rest.is_end_stream()).then_some(rest);
@@ -115,9 +125,23 @@ impl Upload {
         }
     }
 
-    /// Whether another attempt could send all of it.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.shared.lock().whole
+    /// Retires the attempts made so far. True when another could send the body from its beginning.
+    pub(crate) fn restart(&self) -> bool {
+        let mut shared = self.shared.lock();
+        shared.attempts += 1;
+        shared.whole
+    }
+
+    /// Resolves when all of the body has come from the client.
+    pub(crate) async fn complete(&self) {
+        let at_end = Arc::clone(&self.shared.lock().at_end);
+        loop {
+            let told = at_end.notified();
+            if self.shared.lock().rest.is_none() {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// Why the client's side failed, if it did.
@@ -131,14 +155,28 @@ impl Upload {
     }
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let mut shared = self.shared.lock();
+        shared.attempts += 1;
+        shared.kept = Vec::new();
+        shared.end();
+    }
+}
+
 impl Shared {
+    fn end(&mut self) {
+        self.rest = None;
+        self.at_end.notify_waiters();
+    }
+
     fn keep(&mut self, data: Bytes) {
         self.kept_bytes += data.len();
         self.kept.push(data);
     }
 
     fn fail(&mut self, refusal: Refusal) -> Refusal {
-        self.rest = None;
+        self.end();
         self.failed.insert(refusal).clone()
     }
 
@@ -149,30 +187,35 @@ impl Shared {
         let Some(rest) = self.rest.as_mut() else {
             return Poll::Ready(self.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         };
-        match std::task::ready!(Pin::new(rest).poll_frame(context)) {
+        match std::task::ready!(Pin::new(&mut *rest).poll_frame(context)) {
             None => {
-                self.rest = None;
+                self.end();
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
                 self.fail(broken(&error));
                 Poll::Ready(Some(Err(BrokenUpload)))
             }
-            Some(Ok(frame)) => Poll::Ready(Some(self.take(frame))),
+            Some(Ok(frame)) => {
+                let at_end = rest.is_end_stream();
+                let taken = self.take(frame);
+                if at_end {
+                    self.end();
+                }
+                Poll::Ready(Some(taken))
+            }
         }
     }
 
     fn take(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BrokenUpload> {
         let Some(data) = frame.data_ref() else {
             self.trailers = frame.trailers_ref().cloned();
-            self.rest = None;
+            self.end();
             return Ok(frame);
         };
         self.bytes += data.len() as u64;
         if self.bytes > self.bytes_max {
-            let limit = self.bytes_max;
-            let message = format!("the request's body is larger than the limit of {limit} bytes");
-            self.fail(Refusal::new(Reason::BodyTooLarge, message));
+            self.fail(Refusal::body_too_large(self.bytes_max));
             return Err(BrokenUpload);
         }
         if self.whole && self.kept_bytes + data.len() <= REPLAY_BYTES_MAX {
@@ -235,9 +278,13 @@ impl Body for Attempt {
     }
 }
 
+/// Why a client's body could not be read: it hung up, unless what it sent makes no sense.
 fn broken(error: &hyper::Error) -> Refusal {
-    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-        return Refusal::new(Reason::ClientGone, "the client hung up before its body was complete");
+    let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+    match cause {
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+            Refusal::new(Reason::Malformed, format!("the request's body cannot be read: {error}"))
+        }
+        _ => Refusal::new(Reason::ClientGone, "the client hung up before its body was complete"),
     }
-    Refusal::new(Reason::Malformed, format!("the request's body cannot be read: {error}"))
 }

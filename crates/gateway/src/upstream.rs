@@ -15,18 +15,32 @@ use crate::upload::Attempt;
 /// connection that the other side is closing would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// A node that vanished is noticed after about a minute, also while an answer is awaited or streams.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// How long an endpoint may leave what was sent to it unread.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
 /// How long an attempt may take until it counts as failed.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// Until a connection stands.
     pub connect: Duration,
-    /// Until the first byte of the answer's body: queueing and prefill in the engine are part of it.
+    /// Until the first byte of a streamed answer's body, from when the endpoint has the whole request: queueing and
+    /// prefill in the engine are part of it.
     pub first_byte: Duration,
+    /// Until the first byte of an answer that is not streamed, which comes when all of it is generated.
+    pub unstreamed: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Timeouts {
-        Timeouts { connect: Duration::from_secs(2), first_byte: Duration::from_secs(300) }
+        Timeouts {
+            connect: Duration::from_secs(2),
+            first_byte: Duration::from_secs(300),
+            unstreamed: Duration::from_secs(3600),
+        }
     }
 }
 
@@ -41,6 +55,11 @@ impl Upstream {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(timeouts.connect));
         connector.set_nodelay(true);
+        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_keepalive_interval(Some(KEEPALIVE));
+        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+        #[cfg(target_os = "linux")]
+        connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
         let mut builder = Client::builder(TokioExecutor::new());
         builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT);
         Upstream { http1: builder.build(connector.clone()), http2: builder.http2_only(true).build(connector) }

@@ -16,12 +16,16 @@ use telemetry::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const BODY_BYTES_MAX: u64 = 8 << 20;
+/// Shorter than a test waits, longer than what a test lets end.
+const DRAIN: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_millis(200);
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 const STREAM_HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -33,6 +37,8 @@ enum Act {
     Answer(String),
     /// Writes this, then holds the connection and tells when the other side has closed it.
     Hold(String),
+    /// Writes the first, and the second a little later.
+    Later(String, String),
 }
 
 /// A model server that does one thing, and remembers what it was asked.
@@ -59,6 +65,20 @@ impl Scripted {
         Scripted { address, asked, closed }
     }
 
+    /// A server that answers as soon as a request's first bytes are there, and closes.
+    async fn early(answer: &'static str) -> Scripted {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        TaskTracker::new().spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let (_, closed) = mpsc::channel(1);
+        Scripted { address, asked: Arc::default(), closed }
+    }
+
     /// Requests for inference that came, scrapes aside.
     fn asked(&self) -> Vec<String> {
         self.asked.lock().clone()
@@ -67,7 +87,7 @@ impl Scripted {
 
 async fn serve(mut stream: TcpStream, act: Act, asked: Arc<Mutex<Vec<String>>>, closed: mpsc::Sender<()>) {
     let request = read_request(&mut stream).await;
-    if request.starts_with("GET ") {
+    if request.starts_with("GET /metrics ") || request.starts_with("GET /v1/models ") {
         let _ = stream
             .write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             .await;
@@ -77,6 +97,11 @@ async fn serve(mut stream: TcpStream, act: Act, asked: Arc<Mutex<Vec<String>>>, 
     match act {
         Act::Answer(answer) => {
             let _ = stream.write_all(answer.as_bytes()).await;
+        }
+        Act::Later(first, second) => {
+            let _ = stream.write_all(first.as_bytes()).await;
+            tokio::time::sleep(2 * SHORT).await;
+            let _ = stream.write_all(second.as_bytes()).await;
         }
         Act::Hold(answer) => {
             let _ = stream.write_all(answer.as_bytes()).await;
@@ -114,10 +139,17 @@ struct Door {
     address: SocketAddr,
     director: Arc<Director>,
     metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    /// Whether all requests in flight ended by themselves.
+    stopped: JoinHandle<bool>,
 }
 
 impl Door {
     async fn before(servers: &[SocketAddr]) -> Door {
+        Door::patient(servers, Timeouts::default()).await
+    }
+
+    async fn patient(servers: &[SocketAddr], timeouts: Timeouts) -> Door {
         let text = "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: p}\n\
             spec: {selector: {matchLabels: {app: x}}, targetPorts: [{number: 8000}]}\n";
         let pool = pool::parse("p.yaml", text).unwrap().pools.remove(0);
@@ -135,9 +167,10 @@ impl Door {
         director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let gateway = Gateway::new(Arc::clone(&director), Timeouts::default());
-        tracker.spawn(gateway::serve(listener, gateway, cancel, Duration::ZERO));
-        Door { address, director, metrics }
+        let gateway = Gateway::new(Arc::clone(&director), timeouts);
+        let stop = cancel.child_token();
+        let stopped = tracker.spawn(gateway::serve(listener, gateway, stop.clone(), DRAIN));
+        Door { address, director, metrics, stop, stopped }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -161,6 +194,10 @@ impl Door {
     fn in_flight(&self) -> u32 {
         let snapshot = self.director.pool().unwrap().snapshot();
         snapshot.entries.iter().map(|entry| entry.endpoint.ledger.requests()).sum()
+    }
+
+    fn ended(&self, reason: &str) -> u64 {
+        self.counted(&format!("pointsman_requests_total{{reason=\"{reason}\"}}"))
     }
 
     fn counted(&self, series: &str) -> u64 {
@@ -275,7 +312,7 @@ async fn a_stream_that_breaks_ends_with_an_error_event_and_never_half_an_event()
     assert!(!answer.contains("data: {\"n\":\r"), "{answer}");
     assert!(answer.contains("data: {\"error\":{") && answer.contains("upstream_broken"), "{answer}");
     assert!(answer.ends_with("0\r\n\r\n"), "{answer}");
-    assert_eq!(door.counted("pointsman_requests_total{reason=\"upstream_broken\"}"), 1);
+    assert_eq!(door.ended("upstream_broken"), 1);
     assert_eq!(door.in_flight(), 0);
 }
 
@@ -326,4 +363,127 @@ async fn a_body_beyond_the_limit_is_413_announced_or_not() {
     let count = read.unwrap().unwrap();
     assert!(answer[..count].starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&answer[..count]));
     assert_eq!(door.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn whatever_its_shape_an_answer_that_went_through_is_counted_as_served() {
+    let chunked = format!("{STREAM_HEAD}{}0\r\n\r\n", chunk("data: 1\n\n"));
+    let unframed = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nall of it";
+    let nothing = "HTTP/1.1 204 No Content\r\n\r\n";
+    for (served, answer) in [OK, &chunked, unframed, nothing].into_iter().enumerate() {
+        let server = Scripted::start(Act::Answer(answer.into())).await;
+        let door = Door::before(&[server.address]).await;
+        assert!(door.ask(&chat(10)).await.starts_with("HTTP/1.1 20"), "{served}");
+        assert_eq!(
+            (door.ended("served"), door.ended("client_gone"), door.in_flight()),
+            (1, 0, 0),
+            "{answer}"
+        );
+    }
+    let server = Scripted::start(Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n".into())).await;
+    let door = Door::before(&[server.address]).await;
+    let answer = door.exchange(b"HEAD /health HTTP/1.1\r\nhost: door\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("content-length: 7"), "{answer}");
+    assert_eq!(door.ended("served"), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_posted_is_not_read_as_a_request_for_inference() {
+    let server = Scripted::start(Act::Answer("HTTP/1.1 204 No Content\r\n\r\n".into())).await;
+    let door = Door::before(&[server.address]).await;
+    let answer = door
+        .exchange(b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: door\r\nconnection: close\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_begin_goes_to_the_next_endpoint_and_a_whole_answer_does_not() {
+    let timeouts = Timeouts { first_byte: SHORT, unstreamed: SHORT, ..Timeouts::default() };
+    let hanging = Scripted::start(Act::Hold(String::new())).await;
+    let door = Door::patient(&[hanging.address], timeouts).await;
+    let answer = door.ask(&chat(10)).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("upstream_timeout"), "{answer}");
+    let server = Scripted::start(Act::Answer(OK.into())).await;
+    let door = Door::patient(&[hanging.address, server.address], timeouts).await;
+    let streamed = chat(10).replace("\"model\"", "\"stream\":true,\"model\"");
+    for _ in 0..4 {
+        assert!(door.ask(&streamed).await.starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_uploads_slowly_is_not_the_endpoints_fault() {
+    let server = Scripted::start(Act::Answer(OK.into())).await;
+    let timeouts = Timeouts { first_byte: SHORT, unstreamed: SHORT, ..Timeouts::default() };
+    let door = Door::patient(&[server.address], timeouts).await;
+    let request = post(&chat(100_000));
+    let (first, rest) = request.as_bytes().split_at(60_000);
+    let mut client = door.connect().await;
+    client.write_all(first).await.unwrap();
+    tokio::time::sleep(3 * SHORT).await;
+    client.write_all(rest).await.unwrap();
+    let mut answer = [0; 12];
+    timeout(PATIENCE, client.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn a_body_that_was_half_sent_to_a_dying_endpoint_reaches_the_next_whole() {
+    let busy = "HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbusy";
+    let dying = Scripted::early(busy).await;
+    let server = Scripted::start(Act::Answer(OK.into())).await;
+    let body = chat(600_000);
+    for _ in 0..4 {
+        let door = Door::before(&[dying.address, server.address]).await;
+        assert!(door.ask(&body).await.starts_with("HTTP/1.1 200"));
+    }
+    assert!(server.asked().iter().all(|asked| asked.ends_with(&body)));
+    assert_eq!(server.asked().len(), 4);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_in_mid_upload_is_gone_and_not_malformed() {
+    let server = Scripted::start(Act::Answer(OK.into())).await;
+    let door = Door::before(&[server.address]).await;
+    for sent in [300, 200_000] {
+        let mut client = door.connect().await;
+        client.write_all(&post(&chat(1 << 20)).as_bytes()[..sent]).await.unwrap();
+        drop(client);
+    }
+    let gone = async {
+        while door.ended("client_gone") < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("both are counted");
+    assert_eq!((door.ended("malformed"), door.in_flight()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_is_in_flight_ends_before_the_door_closes_and_idle_connections_do_not_hold_it_up() {
+    let script = format!("{STREAM_HEAD}{}", chunk("data: 1\n\n"));
+    let server = Scripted::start(Act::Later(script, format!("{}0\r\n\r\n", chunk("data: 2\n\n")))).await;
+    let door = Door::before(&[server.address]).await;
+    let _idle = door.connect().await;
+    let mut client = door.connect().await;
+    client.write_all(post(&chat(10)).as_bytes()).await.unwrap();
+    assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
+    door.stop.cancel();
+    let mut rest = String::new();
+    timeout(PATIENCE, client.read_to_string(&mut rest)).await.unwrap().unwrap();
+    assert!(rest.contains("data: 2"), "{rest}");
+    assert!(timeout(PATIENCE, door.stopped).await.unwrap().unwrap());
+    assert!(TcpStream::connect(door.address).await.is_err());
+}
+
+#[tokio::test]
+async fn what_does_not_end_within_the_drain_time_is_cut_off() {
+    let server = Scripted::start(Act::Hold(format!("{STREAM_HEAD}{}", chunk("data: 1\n\n")))).await;
+    let door = Door::before(&[server.address]).await;
+    let mut client = door.connect().await;
+    client.write_all(post(&chat(10)).as_bytes()).await.unwrap();
+    assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
+    door.stop.cancel();
+    assert!(!timeout(PATIENCE, door.stopped).await.unwrap().unwrap());
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::Sim;
-use crate::shutdown::Signals;
+use crate::shutdown::{self, Signals};
 
 /// Runs until SIGTERM or ctrl-c.
 pub(crate) async fn run(flags: &Sim) -> anyhow::Result<()> {
@@ -24,8 +24,7 @@ pub(crate) async fn run(flags: &Sim) -> anyhow::Result<()> {
     tell_ready(&servers)?;
     signals.next().await;
     cancel.cancel();
-    tracker.close();
-    tracker.wait().await;
+    shutdown::finish(&tracker).await;
     Ok(())
 }
 

@@ -5,9 +5,9 @@
 //! costs microseconds. A file that has just changed is read once it has been at rest for one look, so that half a
 //! write is not taken for a manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,7 +91,7 @@ impl Sources {
     /// Looks again. True when a manifest changed; what cannot be read or parsed changes nothing and is told in
     /// `faults`, once per change.
     pub(crate) fn look(&mut self, faults: &mut Vec<SourceError>) -> bool {
-        let mut present = Vec::new();
+        let mut present = BTreeSet::new();
         let mut gone = Vec::new();
         for path in &self.paths {
             match list(std::slice::from_ref(path)) {
@@ -205,12 +205,13 @@ fn read_whole(path: &Path) -> Result<Manifest, SourceError> {
 
 fn read(path: &Path) -> Result<Manifest, SourceError> {
     let unreadable = |error| SourceError::Unreadable { path: path.to_owned(), error };
-    let bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > FILE_BYTES_MAX {
-        let what = format!("has {bytes} bytes; at most {FILE_BYTES_MAX} are read");
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        let what = format!("has more than {FILE_BYTES_MAX} bytes");
         return Err(SourceError::TooMuch { path: path.to_owned(), what });
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
     pool::parse(&path.to_string_lossy(), &text).map_err(|unparsable| SourceError::Broken(unparsable.fault))
 }
 

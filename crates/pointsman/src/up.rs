@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::{LogFormat, Up};
-use crate::shutdown::Signals;
+use crate::shutdown::{self, Signals};
 use crate::sim;
 use crate::sources::{LOOK_EVERY, Sources};
 
@@ -87,8 +87,7 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
         signal = stopped => tracing::warn!(signal, "asked to stop once more: requests in flight are cut off"),
     }
     background.cancel();
-    tracker.close();
-    tracker.wait().await;
+    shutdown::finish(&tracker).await;
     Ok(())
 }
 
@@ -179,14 +178,18 @@ impl Watch {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             looks.tick().await;
-            let mut faults = Vec::new();
-            let changed = self.sources.look(&mut faults);
-            for fault in faults {
-                self.refuse(&fault.into());
-            }
-            if changed && let Err(error) = self.take_in_force() {
-                self.refuse(&error);
-            }
+            tokio::task::block_in_place(|| self.look());
+        }
+    }
+
+    fn look(&mut self) {
+        let mut faults = Vec::new();
+        let changed = self.sources.look(&mut faults);
+        for fault in faults {
+            self.refuse(&fault.into());
+        }
+        if changed && let Err(error) = self.take_in_force() {
+            self.refuse(&error);
         }
     }
 
