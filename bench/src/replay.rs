@@ -15,44 +15,80 @@ use crate::trace;
 
 const ENGINES: usize = 8;
 
-/// One way to play the trace.
+/// One way to load the engines.
 struct Scenario {
     title: &'static str,
-    /// Arrivals come this many times as fast as they were recorded.
-    speed: f64,
+    requests: Requests,
     /// KV cache of one engine, in tokens.
     cache_tokens: u32,
     /// `prefix-cache-max-prefix-blocks`; a block is 16 tokens.
     prefix_blocks_max: u32,
 }
 
-const SCENARIOS: [Scenario; 4] = [
-    Scenario { title: "as recorded", speed: 1.0, cache_tokens: 524_288, prefix_blocks_max: 128 },
-    Scenario { title: "half as fast again", speed: 1.5, cache_tokens: 524_288, prefix_blocks_max: 128 },
+enum Requests {
+    /// The trace, its arrivals so many times as fast as they were recorded.
+    Mooncake(f64),
+    /// [`trace::documents`], so many a second.
+    Documents(f64),
+}
+
+const SCENARIOS: [Scenario; 6] = [
     Scenario {
-        title: "half as fast again, 2,048 prefix blocks instead of 128",
-        speed: 1.5,
+        title: "Mooncake, as recorded",
+        requests: Requests::Mooncake(1.0),
+        cache_tokens: 524_288,
+        prefix_blocks_max: 128,
+    },
+    Scenario {
+        title: "Mooncake, half as fast again",
+        requests: Requests::Mooncake(1.5),
+        cache_tokens: 524_288,
+        prefix_blocks_max: 128,
+    },
+    Scenario {
+        title: "Mooncake, half as fast again, 2,048 prefix blocks instead of 128",
+        requests: Requests::Mooncake(1.5),
         cache_tokens: 524_288,
         prefix_blocks_max: 2048,
     },
     Scenario {
-        title: "as recorded, a quarter of the KV cache",
-        speed: 1.0,
+        title: "Mooncake, as recorded, a quarter of the KV cache",
+        requests: Requests::Mooncake(1.0),
         cache_tokens: 131_072,
+        prefix_blocks_max: 128,
+    },
+    Scenario {
+        title: "questions about 150 documents, 8 a second",
+        requests: Requests::Documents(8.0),
+        cache_tokens: 524_288,
+        prefix_blocks_max: 128,
+    },
+    Scenario {
+        title: "questions about 150 documents, 14 a second",
+        requests: Requests::Documents(14.0),
+        cache_tokens: 524_288,
         prefix_blocks_max: 128,
     },
 ];
 
 pub(crate) fn run() -> anyhow::Result<()> {
-    let trace = trace::load()?;
+    let mooncake = trace::load()?;
     line(&format!(
-        "\n{} requests onto {ENGINES} engines of the simulator's default model (prefill 100 us a token, decode step 10 ms).",
-        trace.len()
+        "\n{ENGINES} engines of the simulator's default model (prefill 100 us a token, decode step 10 ms); {} requests of \
+         the Mooncake trace, or {} questions.",
+        mooncake.len(),
+        trace::QUESTIONS
     ))?;
-    SCENARIOS.iter().try_for_each(|scenario| play_all(scenario, &trace))
+    for scenario in &SCENARIOS {
+        match scenario.requests {
+            Requests::Mooncake(speed) => play_all(scenario, &mooncake, speed)?,
+            Requests::Documents(per_second) => play_all(scenario, &trace::documents(per_second), 1.0)?,
+        }
+    }
+    Ok(())
 }
 
-fn play_all(scenario: &Scenario, trace: &[TraceRequest]) -> anyhow::Result<()> {
+fn play_all(scenario: &Scenario, trace: &[TraceRequest], speed: f64) -> anyhow::Result<()> {
     let title = format!("Replay: {} (KV cache of {} tokens each)", scenario.title, scenario.cache_tokens);
     let columns =
         ["policy", "TTFT mean s", "p50", "p90", "p99", "end to end mean s", "cached %", "makespan s"];
@@ -60,8 +96,7 @@ fn play_all(scenario: &Scenario, trace: &[TraceRequest]) -> anyhow::Result<()> {
     for policy in Policy::ALL {
         let config = Config { num_gpu_blocks: scenario.cache_tokens / 16, ..Config::default() };
         let fleet = Fleet::new(&config, ENGINES, policy, scenario.prefix_blocks_max);
-        let outcome = fleet.play(trace, scenario.speed);
-        table.row(&cells(policy, outcome))?;
+        table.row(&cells(policy, fleet.play(trace, speed)))?;
     }
     Ok(())
 }

@@ -28,6 +28,31 @@ pub(crate) fn blocks(request: &TraceRequest, salt: u64, block_bytes: u32, blocks
         .collect()
 }
 
+/// How many requests [`documents`] has.
+pub(crate) const QUESTIONS: usize = 1500;
+
+/// Questions of 1,200 tokens about one of 150 documents of 6,144 tokens, in random order, answers of 1,000 tokens: the
+/// shape of llm-d's published benchmark of prefix routing.
+pub(crate) fn documents(per_second: f64) -> Vec<TraceRequest> {
+    const DOCUMENTS: u64 = 150;
+    const DOCUMENT_TOKENS: u32 = 6144;
+    let ids = u64::from(DOCUMENT_TOKENS / TRACE_BLOCK_TOKENS);
+    let question = |number: usize| {
+        let (number, random) = (number as u64, mix(number as u64));
+        let document = (0..ids).map(|id| random % DOCUMENTS * ids + id);
+        let own = (0..3).map(|id| DOCUMENTS * ids + number * 3 + id);
+        // Evenly spaced but for half a space to either side.
+        let jitter = (random >> 32) as f64 / f64::from(u32::MAX);
+        TraceRequest {
+            timestamp: ((number as f64 + jitter) / per_second * 1000.0) as u64,
+            input_length: DOCUMENT_TOKENS + 1200,
+            output_length: 1000,
+            hash_ids: document.chain(own).collect(),
+        }
+    };
+    (0..QUESTIONS).map(question).collect()
+}
+
 /// The finalizer of SplitMix64: different numbers stay different, and look random.
 pub(crate) fn mix(mut bits: u64) -> u64 {
     bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
