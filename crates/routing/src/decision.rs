@@ -4,7 +4,7 @@ use endpoints::{Load, LoadStanding, Serving, Snapshot};
 use pool::{PoolPolicy, RoutingStrategy};
 use smallvec::SmallVec;
 
-use crate::cost::{BYTES_PER_TOKEN, Cost, WorstKnown, adapter_tokens};
+use crate::cost::{Cost, WorstKnown, adapter_tokens, matched_tokens};
 use crate::prefix::PrefixIndex;
 
 /// Costs this close are the same: estimates are not that exact, and equal endpoints are to share.
@@ -81,6 +81,7 @@ pub enum PickReason {
 pub struct Scratch {
     matched: Vec<u32>,
     candidates: Vec<Candidate>,
+    ranking: Vec<(RankKey, Candidate)>,
 }
 
 /// One candidate, as the scorers fill it in. Costs in prompt tokens.
@@ -110,7 +111,7 @@ pub fn decide(
     seed: u64,
     scratch: &mut Scratch,
 ) -> Option<Decision> {
-    let Scratch { matched, candidates } = scratch;
+    let Scratch { matched, candidates, ranking } = scratch;
     filter(request, known, candidates);
     if known.policy.routing_strategy == RoutingStrategy::PrefixCache {
         known.index.matches(request.blocks, matched);
@@ -123,10 +124,11 @@ pub fn decide(
         score_unknown(known.loads, candidates);
     }
 
-    let ranked = rank(candidates, known.loads, fallbacks_max.saturating_add(1), seed);
+    rank(candidates, known.loads, fallbacks_max.saturating_add(1), seed, ranking);
+    let (_, pick) = ranking.first()?;
     Some(Decision {
-        reason: reason(candidates, ranked.first()?),
-        ranked: ranked.iter().map(|candidate| candidate.ranked(known.loads)).collect(),
+        reason: reason(candidates, pick),
+        ranked: ranking.iter().map(|(_, candidate)| candidate.ranked(known.loads)).collect(),
         candidates: candidates.len() as u32,
     })
 }
@@ -199,13 +201,12 @@ fn filter(request: &Request<'_>, known: &Known<'_>, candidates: &mut Vec<Candida
 
 /// Takes off what each holds of the prompt. What its slot held for another endpoint is not its own.
 fn score_prefix(known: &Known<'_>, matched: &[u32], candidates: &mut [Candidate]) {
-    let block_bytes = u64::from(known.policy.prefix_cache.block_size_bytes);
+    let policy = &known.policy.prefix_cache;
     for candidate in candidates {
         let endpoint = &known.snapshot.entries[candidate.entry as usize].endpoint;
         let blocks = matched.get(endpoint.slot.index()).copied().unwrap_or(0);
         if blocks > 0 && known.index.owner(endpoint.slot) == Some(endpoint.id) {
-            let tokens = u64::from(blocks) * block_bytes / BYTES_PER_TOKEN;
-            let saved = tokens.min(candidate.uncached.into()) as u32;
+            let saved = matched_tokens(blocks, policy).min(candidate.uncached.into()) as u32;
             candidate.matched_blocks = blocks;
             candidate.uncached -= saved;
             candidate.total -= u64::from(saved);
@@ -233,8 +234,14 @@ fn score_unknown(loads: &[Load], candidates: &mut [Candidate]) {
     }
 }
 
-/// The first `places` of the order that [`decide`] promises.
-fn rank(candidates: &[Candidate], loads: &[Load], places: usize, seed: u64) -> SmallVec<[Candidate; 3]> {
+/// Fills `ranking` with the first `places` of the order that [`decide`] promises.
+fn rank(
+    candidates: &[Candidate],
+    loads: &[Load],
+    places: usize,
+    seed: u64,
+    ranking: &mut Vec<(RankKey, Candidate)>,
+) {
     // Dealt into as many hands as there are places, one candidate in each is no dearer than the dearest of the hands'
     // cheapest: so many are enough.
     let hands = (0..places.min(candidates.len())).map(|hand| candidates[hand..].iter().step_by(places));
@@ -243,17 +250,16 @@ fn rank(candidates: &[Candidate], loads: &[Load], places: usize, seed: u64) -> S
         minima.fold((u64::MAX, 0), |(cheapest, enough), total| (total.min(cheapest), total.max(enough)));
     let tied_to = cheapest.saturating_add(TIE_TOKENS);
 
-    let mut ranked: SmallVec<[(RankKey, Candidate); 4]> = SmallVec::new();
+    ranking.clear();
     for candidate in candidates.iter().filter(|candidate| candidate.total <= enough.max(tied_to)) {
         let total = if candidate.total <= tied_to { cheapest } else { candidate.total };
         let key = (total, loads[candidate.entry as usize].last_booked, shuffled(candidate.entry, seed));
-        let place = ranked.partition_point(|(better, _)| *better < key);
+        let place = ranking.partition_point(|(better, _)| *better < key);
         if place < places {
-            ranked.truncate(places - 1);
-            ranked.insert(place, (key, *candidate));
+            ranking.truncate(places - 1);
+            ranking.insert(place, (key, *candidate));
         }
     }
-    ranked.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 /// See [`PickReason`].

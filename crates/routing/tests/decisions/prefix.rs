@@ -155,3 +155,17 @@ fn a_match_longer_than_the_estimated_prompt_costs_nothing_rather_than_less() {
     assert_eq!(holder.cost.total(), 0);
     assert_eq!(policy(RoutingStrategy::PrefixCache).prefix_cache.block_size_bytes, 64);
 }
+
+#[test]
+fn a_match_that_only_the_limit_ends_counts_for_more_than_its_length() {
+    let snapshot = snapshot(2);
+    let uncached = |matched_blocks: usize| {
+        let held = blocks(&prompt("document", matched_blocks));
+        let index = index_of(&snapshot, 1, &held);
+        let request = Request { blocks: &held, prompt_tokens: 10_000, ..Request::default() };
+        let decision = by_prefix(&snapshot, &[idle(); 2], &index, &request);
+        decision.ranked[0].cost.uncached
+    };
+    assert_eq!(uncached(127), 10_000 - 127 * 16);
+    assert_eq!(uncached(128), 10_000 - 3 * 128 * 16);
+}

@@ -78,6 +78,7 @@ fn what_is_no_number_counts_as_full_and_the_largest_numbers_overflow_nothing() {
     };
     let unknown = Load { standing: LoadStanding::Unknown, ..huge };
     assert_eq!(order(&[unknown, huge, idle()]), [2, 1, 0]);
+    assert_eq!(order(&[Load { standing: LoadStanding::Unknown, ..nan }, idle()]), [1, 0]);
     assert_eq!(order(&[Load { kv_usage_ratio: f32::NEG_INFINITY, ..idle() }, nearly_full]), [0, 1]);
 }
 
