@@ -1,0 +1,1 @@
+"""What black-box tests and tests with real parts share. Knows Pointsman by its contract alone."""
