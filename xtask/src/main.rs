@@ -30,6 +30,8 @@ enum Task {
         #[arg(long)]
         fast: bool,
     },
+    /// Install what the tests need and nothing else.
+    Install,
     /// Fail if a crate depends on what it must not know.
     Layers,
     /// Write the documents that are made from code.
@@ -60,12 +62,22 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
     let root = workspace_root()?;
     match task {
         Task::Test { fast } => return test::run(&root, fast),
+        Task::Install => {
+            parts::install(&root, &cache::Cache::open()?)?;
+        }
         Task::Layers => layers::check(&root)?,
         Task::Docs { check: true } => docs::check(&root)?,
         Task::Docs { check: false } => docs::write(&root)?,
         Task::Bench { arguments } => {
             let mut cargo = Command::new("cargo");
-            cargo.current_dir(root).args(["run", "--release", "--package", "bench", "--"]).args(arguments);
+            // `request` counts allocations, so it is a program with an allocator of its own.
+            let program =
+                if arguments.first().is_some_and(|name| name == "request") { "request" } else { "bench" };
+            let rest = arguments.iter().filter(|name| *name != "request");
+            cargo
+                .current_dir(root)
+                .args(["run", "--release", "--package", "bench", "--bin", program, "--"])
+                .args(rest);
             process::must_succeed(&mut cargo)?;
         }
     }

@@ -54,7 +54,7 @@ impl Steps<'_> {
             return Ok(false);
         }
         let mut parts = None;
-        let installed = self.check("install", "cargo xtask test", |root| {
+        let installed = self.check("install", "cargo xtask install", |root| {
             parts = Some(parts::install(root, &Cache::open()?)?);
             Ok(())
         });

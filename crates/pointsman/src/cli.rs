@@ -54,7 +54,8 @@ pub(crate) struct Up {
     /// Largest request body, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = director::Limits::default().body_bytes_max)]
     pub(crate) body_bytes_max: u64,
-    /// How long a model server may take to its first byte, queueing in the engine included.
+    /// How long a model server may take to the first byte of a streamed answer, queueing in the engine included.
+    /// One that is not streamed may take an hour.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = pool::parse_duration)]
     pub(crate) first_byte_timeout: Duration,
     #[command(flatten)]

@@ -5,7 +5,7 @@
 //!   from that table.
 //! - A label value that a client chose (a model's name) goes through a bounded interner: past
 //!   [`MODEL_LABELS_MAX`] values it reads `other`.
-//! - Families are resolved to plain handles once per model, not once per observation.
+//! - Families by model are resolved to plain handles once per model; outcomes and picks are looked up once a request.
 
 pub mod admin;
 mod collect;
