@@ -123,6 +123,10 @@ class Pointsman:
         page = httpx.get(f"{self.admin}/metrics").text
         return sum(map(float, re.findall(r"^pointsman_endpoint_in_flight_requests\{.*\} (\S+)$", page, re.MULTILINE)))
 
+    def retries(self) -> float:
+        page = httpx.get(f"{self.admin}/metrics").text
+        return sum(map(float, re.findall(r"^pointsman_retries_total\{.*\} (\S+)$", page, re.MULTILINE)))
+
     def stop(self):
         self.process.terminate()
         assert self.process.wait(40) == 0, self.log
