@@ -1,6 +1,7 @@
 """Manifests as an operator writes them."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def slice_of(
     """An EndpointSlice with one endpoint; `port` None leaves the ports out."""
     conditions = {} if ready is None else {"conditions": {"ready": ready}}
     family = "IPv6" if ":" in upstream.host else "IPv4"
-    name = "slice-" + upstream.address.replace(".", "-").replace(":", "-").strip("[]")
+    name = "slice-" + re.sub("[^0-9]+", "-", upstream.address).strip("-")
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

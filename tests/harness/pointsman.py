@@ -109,11 +109,11 @@ class Metrics:
 
     text: str
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         """The sum over the series of that name with these labels; 0 where there is none."""
         return sum(self.series(name, **labels).values())
 
-    def series(self, name: str, **labels: str) -> dict[tuple[tuple[str, str], ...], float]:
+    def series(self, name: str, /, **labels: str) -> dict[tuple[tuple[str, str], ...], float]:
         found = {}
         for family in text_string_to_metric_families(self.text):
             for sample in family.samples:

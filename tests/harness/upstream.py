@@ -231,11 +231,11 @@ class Upstream:
         if answer.fault is Fault.HANG:
             await asyncio.sleep(3600)
         await asyncio.sleep(answer.first_byte_s)
-        try:
-            asked = json.loads(seen.body)
-        except ValueError:
-            asked = {}
-        if answer.status != 200:
+        asked = _asked(seen)
+        if asked is None:
+            error = {"message": "no JSON object with a prompt", "type": "BadRequestError", "param": None, "code": 400}
+            await _send_json(writer, 400, {"error": error})
+        elif answer.status != 200:
             error = {"message": f"{self.address} says {answer.status}", "type": "ServerError", "code": answer.status}
             await _send_json(writer, answer.status, {"error": error}, answer.headers)
         elif asked.get("stream"):
@@ -309,6 +309,21 @@ class _Reader(asyncio.StreamReader):
     def set_exception(self, exc: BaseException) -> None:
         super().set_exception(exc)
         self.ended.set()
+
+
+def _asked(seen: Seen) -> dict | None:
+    """The body as a model server takes it; None for one that it refuses."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    try:
+        asked = json.loads(seen.body, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(asked, dict) or not asked.keys() & {"prompt", "messages", "input"}:
+        return None
+    return asked
 
 
 async def _read_request(reader: _Reader, writer: asyncio.StreamWriter) -> Seen | None:
