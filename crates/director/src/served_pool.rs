@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use endpoints::{Booking, Clock, Endpoint, EndpointSet, ScrapeConfig, Snapshot};
 use parking_lot::{Mutex, MutexGuard};
 use pool::{
-    AppProtocol, EndpointSpec, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion, RoutingStrategy,
-    Setting,
+    AppProtocol, EndpointSpec, Fault, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion,
+    RoutingStrategy, Setting,
 };
 use routing::{Decision, PickReason, Receipt, Request, Router};
 use telemetry::Metrics;
@@ -49,10 +49,8 @@ pub struct InForce {
     pub policy: PoolPolicy,
     /// The settings as text, each with its origin.
     pub settings: Vec<Setting>,
-    /// What is wrong with the annotations of the present declaration, as text lines.
-    pub faults: Vec<String>,
-    /// How many settings are invalid now; unknown keys are no settings.
-    pub invalid_settings: usize,
+    /// What is wrong with the annotations of the present declaration.
+    pub faults: Vec<Fault>,
     /// What the pool's endpoints speak.
     pub app_protocol: AppProtocol,
     /// Models named by InferenceModels and rewrites.
@@ -358,13 +356,16 @@ impl ServedPool {
         }
     }
 
-    /// Says each fault once per change.
-    fn tell_faults(&self, told: &[String], metrics: &Metrics) {
+    /// Says each fault once, wherever in its file it moves to: `told` are those of the last declaration.
+    fn tell_faults(&self, told: &[Fault], metrics: &Metrics) {
         let in_force = self.in_force.load();
-        for fault in in_force.faults.iter().filter(|fault| !told.contains(fault)) {
+        let same = |fault: &Fault, other: &Fault| fault.key == other.key && fault.what == other.what;
+        for fault in in_force.faults.iter().filter(|fault| !told.iter().any(|other| same(fault, other))) {
             tracing::warn!(pool = %self.id, "{fault}");
         }
-        metrics.set_invalid_settings(&self.id.to_string(), in_force.invalid_settings);
+        let invalid =
+            in_force.faults.iter().filter(|fault| fault.kind == FaultKind::InvalidAnnotation).count();
+        metrics.set_invalid_settings(&self.id.to_string(), invalid);
     }
 }
 
@@ -375,12 +376,7 @@ fn resolve(declaration: &Declaration, last: Option<&PoolPolicy>) -> InForce {
         version: pool.version,
         policy: resolved.policy,
         settings: resolved.settings,
-        faults: resolved.faults.iter().map(ToString::to_string).collect(),
-        invalid_settings: resolved
-            .faults
-            .iter()
-            .filter(|fault| fault.kind == FaultKind::InvalidAnnotation)
-            .count(),
+        faults: resolved.faults,
         app_protocol: pool.app_protocol,
         named_models: declaration.named_models.clone(),
     }

@@ -38,7 +38,7 @@ fn pool_view(director: &Director, pool: &ServedPool) -> Value {
         "namespace": pool.id().namespace,
         "version": in_force.version.to_string(),
         "settings": settings_view(&in_force),
-        "faults": in_force.faults,
+        "faults": in_force.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "prefix_index_blocks": pool.prefix_blocks(),
         "models": snapshot.models(now).iter().map(|model| model.id.to_string()).collect::<Vec<_>>(),
         "endpoints": endpoints,

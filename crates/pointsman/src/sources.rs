@@ -18,6 +18,8 @@ use pool::{Fault, Manifest};
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A file that never rests is read anyway after so many looks.
 const RESTLESS_LOOKS_MAX: u8 = 4;
+/// A path that is gone for so many looks is told: a rename takes less.
+const GONE_LOOKS: u32 = 4;
 /// Largest manifest file, in bytes.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Most manifest files in all.
@@ -43,6 +45,8 @@ pub(crate) enum SourceError {
 pub(crate) struct Sources {
     paths: Vec<PathBuf>,
     files: BTreeMap<PathBuf, File>,
+    /// Paths that could not be read, and for how many looks.
+    gone: BTreeMap<PathBuf, u32>,
 }
 
 struct File {
@@ -69,7 +73,7 @@ impl Sources {
     /// # Errors
     /// The first path that cannot be read, or file that does not parse.
     pub(crate) fn open(paths: &[PathBuf]) -> Result<Sources, SourceError> {
-        let mut sources = Sources { paths: paths.to_vec(), files: BTreeMap::new() };
+        let mut sources = Sources { paths: paths.to_vec(), files: BTreeMap::new(), gone: BTreeMap::new() };
         for path in list(paths)? {
             let stamp = Some(stamp(&path)?);
             let manifest = Some(read_whole(&path)?);
@@ -92,16 +96,25 @@ impl Sources {
     /// `faults`, once per change.
     pub(crate) fn look(&mut self, faults: &mut Vec<SourceError>) -> bool {
         let mut present = BTreeSet::new();
-        let mut gone = Vec::new();
         for path in &self.paths {
             match list(std::slice::from_ref(path)) {
-                Ok(files) => present.extend(files),
+                Ok(files) => {
+                    present.extend(files);
+                    self.gone.remove(path);
+                }
                 // Gone for the moment (a rename under way, say) or for good: what it held stays.
-                Err(_) => gone.push(path),
+                Err(error) => {
+                    let looks = self.gone.entry(path.clone()).or_default();
+                    *looks = looks.saturating_add(1);
+                    if *looks == GONE_LOOKS {
+                        faults.push(error);
+                    }
+                }
             }
         }
         let before = self.files.len();
-        self.files.retain(|file, _| present.contains(file) || gone.iter().any(|path| file.starts_with(path)));
+        let gone = &self.gone;
+        self.files.retain(|file, _| present.contains(file) || gone.keys().any(|path| file.starts_with(path)));
         let mut changed = self.files.len() != before;
         for path in present {
             let file = self.files.entry(path.clone()).or_insert_with(File::unread);
@@ -294,7 +307,9 @@ mod tests {
         fs::remove_file(folder.0.join("a.yaml")).unwrap();
         assert!(look(&mut all).0);
         assert_eq!(pools(&all), ["b"]);
-        assert!(!look(&mut named).0);
+        let (changed, faults) = look(&mut named);
+        assert!(!changed && faults.len() == 1, "{faults:?}");
+        assert_eq!(look(&mut named).1.len(), 0);
         assert_eq!(pools(&named), ["a"]);
     }
 

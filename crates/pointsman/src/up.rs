@@ -110,25 +110,25 @@ fn declared(sources: &Sources) -> anyhow::Result<Declared> {
     Ok(pool::assemble(sources.manifests()))
 }
 
-/// Tells what of the files is not used, each fact once: `told` are the lines of the last time.
+/// Tells what of the files is not used, each fact once, wherever in its file it moves to: `told` are the facts of
+/// the last time.
 fn tell_unused(declared: &Declared, told: &mut HashSet<String>) {
-    let passed_over = declared.passed_over.iter().map(|object| {
-        format!("{}: {} {} has no meaning here and is passed over", object.position, object.kind, object.name)
-    });
-    let mut lines = HashSet::new();
-    for line in passed_over {
-        if !told.contains(&line) {
-            tracing::info!("{line}");
+    let mut facts = HashSet::new();
+    for object in &declared.passed_over {
+        let fact = format!("{} {}", object.kind, object.name);
+        if !told.contains(&fact) {
+            tracing::info!("{}: {fact} has no meaning here and is passed over", object.position);
         }
-        lines.insert(line);
+        facts.insert(fact);
     }
-    for line in declared.faults.iter().map(ToString::to_string) {
-        if !told.contains(&line) {
-            tracing::warn!("{line}");
+    for fault in &declared.faults {
+        let fact = format!("{}: {}", fault.key, fault.what);
+        if !told.contains(&fact) {
+            tracing::warn!("{fault}");
         }
-        lines.insert(line);
+        facts.insert(fact);
     }
-    *told = lines;
+    *told = facts;
 }
 
 /// The pool to serve. Nothing but the path could tell two pools' requests apart here, and all have the same path.
