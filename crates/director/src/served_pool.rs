@@ -193,6 +193,7 @@ impl ServedPool {
                 }
             },
             model_required: names_matter(in_force, &snapshot, now),
+            stream_wanted: true,
         }
     }
 

@@ -8,7 +8,7 @@ use inference::{AnswerKind, Api, BodyScan, EventSplitter, Need, UsageScan};
 
 const CHUNK_BYTES: usize = 16 * 1024;
 /// 128 blocks of 64 bytes, the defaults.
-const NEED: Need = Need { prompt_bytes_max: 8192, model_required: true };
+const NEED: Need = Need { prompt_bytes_max: 8192, model_required: true, stream_wanted: false };
 
 fn main() {
     divan::main();

@@ -34,6 +34,8 @@ pub struct Need {
     pub prompt_bytes_max: usize,
     /// Whether the decision needs the model's name.
     pub model_required: bool,
+    /// Whether it is worth the lookahead to learn if the answer is to be streamed.
+    pub stream_wanted: bool,
 }
 
 /// Whether more of the body would tell more.

@@ -11,7 +11,7 @@
 //! ```
 //! use inference::{Api, BodyScan, Need, Progress};
 //!
-//! let need = Need { prompt_bytes_max: 8192, model_required: true };
+//! let need = Need { prompt_bytes_max: 8192, model_required: true, stream_wanted: false };
 //! let mut scan = BodyScan::new(Api::Completions, need);
 //! assert_eq!(scan.push(br#"{"model": "qwen", "pro"#)?, Progress::More);
 //! assert_eq!(scan.push(br#"mpt": "Once upon a time"#)?, Progress::More);

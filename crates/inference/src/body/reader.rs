@@ -33,6 +33,7 @@ pub(super) struct Reader {
     max_completion_tokens: Option<u64>,
     prompt: Prompt,
     lookahead_over: bool,
+    stream_known: bool,
     asked: Asked,
 }
 
@@ -61,13 +62,15 @@ impl Reader {
             max_completion_tokens: None,
             prompt: Prompt::new(shape::ranks(api, Kind::Request), need.prompt_bytes_max),
             lookahead_over: false,
+            stream_known: false,
             asked: Asked::default(),
         }
     }
 
     pub(super) fn is_enough(&self) -> bool {
         let model_known = self.asked.model.is_some();
-        model_known && self.prompt.is_settled(false)
+        let stream_known = self.stream_known || !self.need.stream_wanted;
+        model_known && stream_known && self.prompt.is_settled(false)
             || self.lookahead_over
                 && (model_known || !self.need.model_required)
                 && self.prompt.is_settled(true)
@@ -292,7 +295,7 @@ impl Reader {
             None => {}
         }
         match (slot.kind, shape) {
-            (Kind::Stream, _) => self.asked.stream = false,
+            (Kind::Stream, _) => (self.asked.stream, self.stream_known) = (false, true),
             (Kind::Model, Shape::Literal(_)) => (self.asked.model, self.asked.model_span) = (None, None),
             (Kind::MaxTokens, _) => self.asked.max_tokens = None,
             (Kind::MaxCompletionTokens, _) => self.max_completion_tokens = None,

@@ -5,7 +5,7 @@ mod shapes;
 use super::*;
 
 /// Everything that can be needed.
-const ALL: Need = Need { prompt_bytes_max: 1 << 20, model_required: true };
+const ALL: Need = Need { prompt_bytes_max: 1 << 20, model_required: true, stream_wanted: false };
 
 /// What comes of a body shown in these pieces.
 fn scan<'a>(api: Api, need: Need, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Asked, Malformed> {

@@ -172,7 +172,7 @@ proptest! {
     fn a_whole_body_is_read_as_from_a_tree((api, fields) in request(false), bytes_max in bytes_max(), seed: u64) {
         let mut dice = Dice(seed);
         let body = Json::Object(fields).write(&mut dice);
-        let need = Need { prompt_bytes_max: bytes_max, model_required: false };
+        let need = Need { prompt_bytes_max: bytes_max, model_required: false, stream_wanted: false };
         let ours = scan(api, need, dice.cut(body.as_bytes()));
         let wanted = oracle::asked(api, bytes_max, false, body.as_bytes());
         prop_assert_eq!(ours.as_ref().ok(), wanted.as_ref(), "{:?} {}", ours, body);
@@ -183,7 +183,7 @@ proptest! {
     fn enough_is_never_too_early((api, fields) in request(true), bytes_max in bytes_max(), model_required: bool, seed: u64) {
         let mut dice = Dice(seed);
         let body = without_duplicates(Json::Object(fields)).write(&mut dice);
-        let need = Need { prompt_bytes_max: bytes_max, model_required };
+        let need = Need { prompt_bytes_max: bytes_max, model_required, stream_wanted: false };
         let ours = scan(api, need, dice.cut(body.as_bytes()));
         let wanted = oracle::asked(api, bytes_max, model_required, body.as_bytes());
         let enough = enough_at(api, need, body.as_bytes());
@@ -220,7 +220,7 @@ proptest! {
             let at = dice.roll(body.len() as u64) as usize;
             body[at] = b"\"\\{}[],:0\x00\xFF u"[dice.roll(13) as usize];
         }
-        let need = Need { prompt_bytes_max: bytes_max, model_required };
+        let need = Need { prompt_bytes_max: bytes_max, model_required, stream_wanted: false };
         let whole = all_of(api, need, &[&body]);
         prop_assert_eq!(&all_of(api, need, &dice.cut(&body)), &whole);
         let bytes: Vec<_> = body.chunks(1).collect();

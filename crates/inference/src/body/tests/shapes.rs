@@ -185,7 +185,7 @@ fn max_completion_tokens_beats_max_tokens_in_any_order() {
 
 #[test]
 fn it_is_enough_on_the_byte_that_fills_the_prompt() {
-    let need = Need { prompt_bytes_max: 10, model_required: true };
+    let need = Need { prompt_bytes_max: 10, model_required: true, stream_wanted: false };
     let body = br#"{"model":"m","tools":null,"prompt":"0123456789abc"}"#;
     assert_eq!(enough_at(Api::Completions, need, body), Some(body.len() - 5));
     let body = br#"{"model":"m","tools":[],"messages":[{"role":"user","content":"Hello"}]}"#;
@@ -209,7 +209,7 @@ fn it_is_enough_when_all_of_a_short_prompt_and_the_model_are_known() {
 
 #[test]
 fn without_a_prompt_to_look_at_the_model_is_enough() {
-    let need = Need { prompt_bytes_max: 0, model_required: false };
+    let need = Need { prompt_bytes_max: 0, model_required: false, stream_wanted: false };
     let body = br#"{"model":"m","messages":[]}"#;
     assert_eq!(enough_at(Api::ChatCompletions, need, body), Some(12));
 }
@@ -220,11 +220,12 @@ fn what_is_optional_is_waited_for_up_to_the_lookahead() {
         r#"{{"messages":[{{"role":"user","content":"{}"}}],"model":"m"}}"#,
         "x".repeat(2 * LOOKAHEAD_BYTES)
     );
-    let optional = Need { prompt_bytes_max: 100, model_required: false };
+    let optional = Need { prompt_bytes_max: 100, model_required: false, stream_wanted: false };
     assert_eq!(enough_at(Api::ChatCompletions, optional, long.as_bytes()), Some(LOOKAHEAD_BYTES));
     let required = Need { model_required: true, ..optional };
     assert_eq!(enough_at(Api::ChatCompletions, required, long.as_bytes()), Some(long.len() - 1));
-    let more_wanted = Need { prompt_bytes_max: LOOKAHEAD_BYTES + 9, model_required: false };
+    let more_wanted =
+        Need { prompt_bytes_max: LOOKAHEAD_BYTES + 9, model_required: false, stream_wanted: false };
     let begin = long.find('x').unwrap();
     let filled = begin + more_wanted.prompt_bytes_max - b"\xFC\x01\xFFuser\xFC\x01".len();
     assert_eq!(enough_at(Api::ChatCompletions, more_wanted, long.as_bytes()), Some(filled));
@@ -235,7 +236,7 @@ fn tools_that_begin_within_the_lookahead_are_waited_for() {
     let tools = format!(r#"["{}"]"#, "t".repeat(2 * LOOKAHEAD_BYTES));
     let body =
         format!(r#"{{"messages":[{{"role":"user","content":"{}"}}],"tools":{tools}}}"#, "x".repeat(1000));
-    let need = Need { prompt_bytes_max: LOOKAHEAD_BYTES + 900, model_required: false };
+    let need = Need { prompt_bytes_max: LOOKAHEAD_BYTES + 900, model_required: false, stream_wanted: false };
     let asked = scan(Api::ChatCompletions, need, [body.as_bytes()]).unwrap();
     assert!(asked.prompt.starts_with(b"[\xFDttt") && asked.prompt.ends_with(b"ttt"));
     assert_eq!(asked.prompt.len(), need.prompt_bytes_max);
@@ -243,7 +244,7 @@ fn tools_that_begin_within_the_lookahead_are_waited_for() {
 
 #[test]
 fn a_huge_body_leaves_little_behind() {
-    let need = Need { prompt_bytes_max: 8192, model_required: true };
+    let need = Need { prompt_bytes_max: 8192, model_required: true, stream_wanted: false };
     let mut scan = BodyScan::new(Api::ChatCompletions, need);
     scan.push(br#"{"messages":[{"role":"user","content":""#).unwrap();
     for _ in 0..1000 {
@@ -258,7 +259,7 @@ fn a_huge_body_leaves_little_behind() {
 
 #[test]
 fn many_messages_leave_no_more_behind_than_one() {
-    let need = Need { prompt_bytes_max: 8192, model_required: true };
+    let need = Need { prompt_bytes_max: 8192, model_required: true, stream_wanted: false };
     let mut scan = BodyScan::new(Api::ChatCompletions, need);
     scan.push(br#"{"tools":["t"],"messages":[{}"#).unwrap();
     for _ in 0..20_000 {
@@ -329,4 +330,17 @@ fn refusals_say_what_is_wrong_and_where() {
     let long = |len| format!(r#"{{"model":"{}","prompt":""}}"#, "m".repeat(len));
     assert_eq!(refusal(Api::Completions, &long(MODEL_BYTES_MAX + 1)), "`model` is longer than 1024 bytes");
     assert!(scan(Api::Completions, ALL, [long(MODEL_BYTES_MAX).as_bytes()]).is_ok());
+}
+
+#[test]
+fn whether_to_stream_is_looked_for_within_the_lookahead() {
+    let need = Need { prompt_bytes_max: 0, model_required: false, stream_wanted: true };
+    let body = r#"{"model":"m","messages":[],"stream":true"#;
+    let mut scan = BodyScan::new(Api::ChatCompletions, need);
+    assert_eq!(scan.push(&body.as_bytes()[..20]), Ok(Progress::More));
+    assert_eq!(scan.push(&body.as_bytes()[20..]), Ok(Progress::Enough));
+    assert!(scan.into_asked().stream);
+    let long = format!(r#"{{"model":"m","messages":["{}"#, "x".repeat(LOOKAHEAD_BYTES));
+    let mut scan = BodyScan::new(Api::ChatCompletions, need);
+    assert_eq!(scan.push(long.as_bytes()), Ok(Progress::Enough));
 }
