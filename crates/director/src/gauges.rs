@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use endpoints::{Load, LoadStanding, Snapshot};
-use telemetry::{Collector, DescriptorEncoder, Page, definitions as def};
+use telemetry::{Collector, DescriptorEncoder, FamilyWriter, definitions as def};
 
 use crate::director::Director;
 use crate::served_pool::ServedPool;
@@ -34,7 +34,7 @@ impl fmt::Debug for Gauges {
 impl Collector for Gauges {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(director) = self.director.upgrade() else { return Ok(()) };
-        let mut page = Page::new(encoder);
+        let mut page = FamilyWriter::new(encoder);
         // Nothing waits in this version: queueing settings are read and shown, not in effect yet.
         page.family(&def::FLOW_QUEUE_SIZE, [([""; 0], 0.0)])?;
         page.family(&def::FLOW_QUEUE_BYTES, [([""; 0], 0.0)])?;
@@ -50,7 +50,7 @@ impl Collector for Gauges {
 }
 
 fn pool_gauges(
-    page: &mut Page<'_>,
+    page: &mut FamilyWriter<'_>,
     pool: &Arc<ServedPool>,
     snapshot: &Snapshot,
     loads: &[Load],
@@ -75,7 +75,7 @@ fn pool_gauges(
     page.family(&def::PREFIX_INDEXER_SIZE, [([""; 0], count(pool.prefix_blocks()))])
 }
 
-fn endpoint_gauges(page: &mut Page<'_>, snapshot: &Snapshot, loads: &[Load]) -> fmt::Result {
+fn endpoint_gauges(page: &mut FamilyWriter<'_>, snapshot: &Snapshot, loads: &[Load]) -> fmt::Result {
     let endpoints = || snapshot.entries.iter().map(|entry| &entry.endpoint);
     page.family(
         &def::ENDPOINT_IN_FLIGHT,
@@ -94,7 +94,7 @@ fn endpoint_gauges(page: &mut Page<'_>, snapshot: &Snapshot, loads: &[Load]) -> 
     )
 }
 
-fn scrape_gauges(page: &mut Page<'_>, snapshot: &Snapshot, now: std::time::Duration) -> fmt::Result {
+fn scrape_gauges(page: &mut FamilyWriter<'_>, snapshot: &Snapshot, now: std::time::Duration) -> fmt::Result {
     let endpoints = || snapshot.entries.iter().map(|entry| &entry.endpoint);
     page.family(
         &def::SCRAPE_AGE,

@@ -14,9 +14,6 @@ use crate::ending::Ending;
 use crate::reason::{Reason, Refusal};
 use crate::served_pool::{InForce, Pick, Question, RETRY, ServedPool};
 
-/// Bytes of a body that make about one token of English text or code.
-const BYTES_PER_TOKEN: u64 = 4;
-
 /// What a door knows when a request's head has come.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
@@ -237,7 +234,7 @@ impl Intake {
     /// The prompt's length, as well as it is known before the body's end.
     fn prompt_tokens(&self) -> u32 {
         let bytes = self.announced_bytes.unwrap_or_else(|| self.ending.request_bytes_so_far());
-        u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX)
+        u32::try_from(bytes / routing::BYTES_PER_TOKEN).unwrap_or(u32::MAX)
     }
 }
 

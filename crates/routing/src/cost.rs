@@ -30,7 +30,7 @@ const ADAPTER_WAIT_TOKENS: u32 = 8192;
 const UNKNOWN_TOKENS: u64 = 4 * REQUEST_TOKENS;
 /// Prompt bytes to a token: English text and code on today's tokenizers; the same estimate as the reference's
 /// block of 64 bytes for 16 tokens.
-const BYTES_PER_TOKEN: u64 = 4;
+pub const BYTES_PER_TOKEN: u64 = 4;
 /// A match of as many blocks as are ever looked at was cut short by that limit, and most likely goes on: it counts for
 /// this many times its length. In the Mooncake trace a prompt whose first 2,048 tokens were seen before shares 77 % of
 /// the rest as well, half of them over 3.75 times that length.

@@ -11,7 +11,7 @@ mod hash;
 mod prefix;
 mod router;
 
-pub use cost::Cost;
+pub use cost::{BYTES_PER_TOKEN, Cost};
 pub use decision::{Decision, Known, PickReason, Ranked, Request, Scratch, decide};
 pub use hash::block_hashes;
 pub use prefix::{PrefixIndex, Receipt};

@@ -1,4 +1,4 @@
-//! Gauges that are read when somebody asks, not kept: a [`Page`] writes them straight into the encoder.
+//! Gauges that are read when somebody asks, not kept: a [`FamilyWriter`] writes them straight into the encoder.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use crate::definitions::{Definition, Kind};
 
 /// Writes families whose samples are computed at scrape time.
-pub struct Page<'a>(DescriptorEncoder<'a>);
+pub struct FamilyWriter<'a>(DescriptorEncoder<'a>);
 
-impl<'a> Page<'a> {
+impl<'a> FamilyWriter<'a> {
     /// Wraps the encoder that a [`Collector`](crate::Collector) is given.
     #[must_use]
-    pub fn new(encoder: DescriptorEncoder<'a>) -> Page<'a> {
-        Page(encoder)
+    pub fn new(encoder: DescriptorEncoder<'a>) -> FamilyWriter<'a> {
+        FamilyWriter(encoder)
     }
 
     /// One family: each sample is its label values, in the definition's order, and its value. A family without

@@ -12,7 +12,7 @@ mod collect;
 pub mod definitions;
 mod metrics;
 
-pub use collect::Page;
+pub use collect::FamilyWriter;
 pub use definitions::{Definition, Kind, reference};
 pub use metrics::{MODEL_LABELS_MAX, Metrics, ModelMetrics};
 pub use prometheus_client::collector::Collector;
