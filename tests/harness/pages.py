@@ -17,7 +17,8 @@ class Load:
     kv_usage: float = 0.0
     loras_running: tuple[str, ...] = ()
     loras_waiting: tuple[str, ...] = ()
-    max_lora: int = 2
+    max_lora: int = 0
+    """0: adapters are not enabled, and nothing is said of them."""
 
 
 def vllm(load: Load) -> str:
@@ -94,7 +95,7 @@ def _vllm(capture: str, load: Load) -> str:
 
 def _lora_info(load: Load) -> str:
     """As vLLM prints it: one series for each state there ever was, the value is the time of it, the newest rules."""
-    if not (load.loras_running or load.loras_waiting):
+    if not load.max_lora:
         return ""
     family = "vllm:lora_requests_info"
     running, waiting = ",".join(load.loras_running), ",".join(load.loras_waiting)

@@ -95,6 +95,7 @@ class Upstream:
     """What `/v1/models` lists; None: it has no such page."""
     page: Callable[[Load], str | bytes] = pages.vllm
     load: Load = field(default_factory=Load)
+    """Beside the requests that are really in flight here: the page counts those as running."""
     metrics_fault: MetricsFault | None = None
     answer: Answer = field(default_factory=Answer)
     requests: list[Seen] = field(default_factory=list)
@@ -188,7 +189,7 @@ class Upstream:
         return self._models if seen.target == "/v1/models" else self._not_found
 
     async def _metrics(self, _seen: Seen, writer: asyncio.StreamWriter) -> None:
-        page = self.page(self.load)
+        page = self.page(replace(self.load, running=self.load.running + self.in_flight))
         page = page.encode() if isinstance(page, str) else page
         match self.metrics_fault:
             case None:
