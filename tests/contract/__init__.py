@@ -1,0 +1,1 @@
+"""Black-box tests of the contract: what scripts, charts and people rely on."""
