@@ -2,7 +2,7 @@
 
 import pytest
 
-from contract.harness import PoolFile, Pointsman, Upstream
+from contract.harness import PoolFile, Pointsman, Upstream, eventually
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def pool(tmp_path, up, servers):
         file = PoolFile(tmp_path / "pool.yaml", made, annotations, version)
         pointsman = up("-f", file.path)
         for server in made:
-            server.scraped(1)
+            eventually(lambda: server.scrapes)
         return pointsman, file, made
 
     return pool

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 
 import httpx
 import yaml
@@ -200,6 +201,10 @@ class Upstream:
 class _Server(ThreadingHTTPServer):
     request_queue_size = 256
     daemon_threads = True
+
+    def server_bind(self):
+        TCPServer.server_bind(self)  # HTTPServer's asks the DNS for this machine's name
+        self.server_port = self.server_address[1]
 
     def handle_error(self, request, client_address):
         pass  # connections that the other side ends are part of the tests
