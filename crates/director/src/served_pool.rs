@@ -197,8 +197,9 @@ impl ServedPool {
         }
     }
 
-    /// Whether some endpoint serves `model`, as far as can be told. A list older than a second is asked for again
-    /// before anybody is told 404: an adapter may have been loaded a moment ago.
+    /// Whether some endpoint serves `model`, as far as can be told. The lists are asked for again before
+    /// anybody is told 404: an adapter may have been loaded a moment ago. Endpoints too slow to tell are left to answer
+    /// themselves.
     pub(crate) async fn check_model(
         &self,
         in_force: &InForce,
@@ -208,8 +209,7 @@ impl ServedPool {
         if in_force.named_models.contains(model) || self.may_serve(model, now) {
             return Ok(());
         }
-        self.endpoints.refresh_models(now, Duration::from_secs(1)).await;
-        if self.may_serve(model, now) {
+        if !self.endpoints.refresh_models(now).await || self.may_serve(model, now) {
             return Ok(());
         }
         let snapshot = self.endpoints.snapshot();
@@ -224,7 +224,7 @@ impl ServedPool {
     /// The models of all endpoints, merged, as OpenAI lists them.
     pub(crate) async fn models(&self, now: Duration) -> Result<String, Refusal> {
         if self.endpoints.snapshot().models(now).is_empty() {
-            self.endpoints.refresh_models(now, Duration::ZERO).await;
+            self.endpoints.refresh_models(now).await;
         }
         let snapshot = self.endpoints.snapshot();
         let models = snapshot.models(now);

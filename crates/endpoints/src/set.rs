@@ -16,8 +16,10 @@ use crate::ledger::Booking;
 use crate::models::{ModelList, ModelTable, same_models};
 use crate::snapshot::{Entry, Scraped, Snapshot};
 
-/// [`EndpointSet::refresh_models`] asks the endpoints at most once in this time and waits no longer than it.
+/// [`EndpointSet::refresh_models`] asks the endpoints at most once in this time.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// How long it waits for their answers.
+const REFRESH_MAX: Duration = Duration::from_secs(2);
 
 /// The endpoints of one pool.
 ///
@@ -160,24 +162,34 @@ impl EndpointSet {
         self.until(within, |writer| writer.members.iter().all(|member| member.scrape_concluded)).await
     }
 
-    /// Has model lists older than `max_age` read again, so that an adapter loaded a moment ago is found before anybody
-    /// says 404. Many callers share one reading, there is at most one in [`REFRESH_EVERY`], and nobody waits longer
-    /// than that. The snapshot to look at is the one taken afterwards.
-    pub async fn refresh_models(&self, now: Duration, max_age: Duration) {
-        let young = |list: &Arc<ModelList>| now.saturating_sub(list.at) <= max_age;
-        if self.current.load().entries.iter().all(|entry| entry.models.as_ref().is_some_and(young)) {
-            return;
+    /// Has the model lists read again, so that an adapter loaded a moment ago is found before anybody says 404. True
+    /// once every list was asked for after the call began; false when that takes too long. Many callers share one
+    /// reading, and there is at most one in [`REFRESH_EVERY`]. The snapshot to look at is the one taken afterwards.
+    pub async fn refresh_models(&self, now: Duration) -> bool {
+        let mut now = now;
+        if let Some(wait) = self.want_models(now) {
+            tokio::time::sleep(wait).await;
+            now += wait;
+            // Of all who waited the first one asks, for all.
+            let _ = self.want_models(now);
         }
-        self.models_wanted.send_if_modified(|wanted| {
-            let due = wanted.is_none_or(|last| now >= last + REFRESH_EVERY);
-            if due {
-                *wanted = Some(now);
-            }
-            due
-        });
         let wanted = *self.models_wanted.borrow();
-        self.until(REFRESH_EVERY, |writer| writer.members.iter().all(|member| member.models_asked >= wanted))
-            .await;
+        self.until(REFRESH_MAX, |writer| writer.members.iter().all(|member| member.models_asked >= wanted))
+            .await
+    }
+
+    /// Asks for a reading of model lists that begins no earlier than `now`; how long to wait before asking again where
+    /// the last one began too short a while ago.
+    fn want_models(&self, now: Duration) -> Option<Duration> {
+        let last = *self.models_wanted.borrow();
+        match last {
+            Some(last) if last >= now => None,
+            Some(last) if last + REFRESH_EVERY > now => Some(last + REFRESH_EVERY - now),
+            _ => {
+                self.models_wanted.send_replace(Some(now));
+                None
+            }
+        }
     }
 
     /// Changes with the membership, for the scraper.

@@ -308,7 +308,7 @@ async fn an_adapter_loaded_a_moment_ago_is_found_by_a_refresh() {
     until("the models are known", || serves("base")).await;
     server.answer(MODELS, Answer::Page(r#"{"data":[{"id":"base"},{"id":"lora"}]}"#.to_owned()));
     assert!(!serves("lora"));
-    scraper.set.refresh_models(scraper.clock.now(), Duration::ZERO).await;
+    assert!(scraper.set.refresh_models(scraper.clock.now()).await);
     assert!(serves("lora"));
     assert_eq!(server.requests(MODELS), 2);
     scraper.stop().await;
