@@ -8,7 +8,7 @@ import pytest
 from harness import pages
 from harness.manifests import RUNTIME, pool_v1, pool_v1alpha2
 from harness.pages import Load
-from harness.traffic import at_once
+from harness.traffic import burst
 from harness.upstream import MetricsFault, counts, forget, scraped_again
 from harness.wait import IN_FORCE_S, holds, until
 
@@ -33,13 +33,25 @@ def ask(pointsman, times: int, **fields) -> None:
         assert pointsman.complete(f"prompt {number}", **fields).status_code == 200
 
 
+def known(pointsman, servers) -> None:
+    """Waits until the load of each is known."""
+    until(
+        lambda: all(
+            pointsman.metrics().value("pointsman_endpoint_standing", endpoint=server.address, standing="fresh")
+            for server in servers
+        ),
+        within=5,
+        what="each is scraped",
+    )
+
+
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY.keys())
 @pytest.mark.parametrize("runtime, page", ENGINES)
 def test_a_loaded_endpoint_is_avoided(runtime, page, busy, start, upstreams, pool_file):
     servers = upstreams(3, page=page)
     servers[1].load = busy
     pointsman = start("-f", pool_file(servers, {RUNTIME: runtime}).path)
-    scraped_again(servers)
+    known(pointsman, servers)
     ask(pointsman, 20)
     assert servers[1].requests == []
     assert all(counts(servers)[::2])
@@ -66,7 +78,7 @@ def test_a_shorter_queue_wins_on_both_versions(version, start, upstreams, pool_f
     file.make_pool = version
     file.save()
     pointsman = start("-f", file.path)
-    scraped_again(servers)
+    known(pointsman, servers)
     ask(pointsman, 10)
     assert counts(servers) == [0, 10, 0]
 
@@ -77,34 +89,28 @@ def test_a_shorter_queue_wins_on_both_versions(version, start, upstreams, pool_f
 @pytest.mark.parametrize("prompts", ["different prompts", "one prompt"])
 def test_a_burst_of_64_onto_8_idle_equal_endpoints_spreads_within_one(prompts, start, upstreams, pool_file):
     servers = upstreams(8)
-    for server in servers:
-        server.answers(first_byte_s=0.7)
     pointsman = start("-f", pool_file(servers).path)
+    known(pointsman, servers)
     same = prompts == "one prompt"
-    answers = at_once([lambda n=n: pointsman.complete("the same" if same else f"prompt {n}") for n in range(64)])
-    assert [getattr(answer, "status_code", answer) for answer in answers] == [200] * 64
+    burst(servers, [lambda n=n: pointsman.complete("the same" if same else f"prompt {n}") for n in range(64)])
     assert sum(counts(servers)) == 64
     assert max(counts(servers)) - min(counts(servers)) <= 1, counts(servers)
 
 
 def test_what_is_in_flight_counts_between_two_scrapes(start, upstreams, pool_file):
     busy, idle = servers = upstreams(2)
-    pointsman = start("-f", pool_file(servers[:1]).path)
-    busy.answers(first_byte_s=2)
-    file = pool_file(servers)
-    held = [lambda: pointsman.complete("held")] * 6
+    file = pool_file([busy])
+    pointsman = start("-f", file.path)
     ledger = "pointsman_endpoint_in_flight_requests"
 
     def meanwhile() -> None:
-        until(lambda: busy.in_flight == 6, within=5, what="six are held")
         assert pointsman.metrics().value(ledger, endpoint=busy.address) == 6
+        file.upstreams = servers
         file.save()
-        until(lambda: idle.scrapes, within=IN_FORCE_S, what="the other endpoint is there")
-        scraped_again(servers)
+        known(pointsman, servers)
         ask(pointsman, 5)
 
-    outcomes = at_once([*held, meanwhile])
-    assert outcomes[-1] is None, outcomes[-1]
+    burst([busy], [pointsman.complete] * 6, meanwhile)
     assert counts(servers) == [6, 5]
     until(lambda: pointsman.metrics().value(ledger) == 0, within=1, what="the ledger is 0 at rest")
 
@@ -145,12 +151,12 @@ def test_a_lying_endpoint_is_never_taken_for_the_emptiest(lie, start, upstreams,
         server.load = Load(running=3, kv_usage=0.2)
     liar.page = lie
     pointsman = start("-f", pool_file(servers).path)
-    until(lambda: len(liar.scrapes) >= 2, within=5, what="the liar was heard")
+    failures = "pointsman_scrape_failures_total"
+    known(pointsman, honest)
+    until(lambda: pointsman.metrics().value(failures, endpoint=liar.address), within=5, what="the liar was heard")
     ask(pointsman, 20)
     assert counts(servers)[2] == 0, counts(servers)
-    metrics = pointsman.metrics()
-    assert metrics.value("pointsman_scrape_failures_total", endpoint=liar.address) > 0
-    assert metrics.value("pointsman_scrape_failures_total", endpoint=honest[0].address) == 0
+    assert pointsman.metrics().value(failures, endpoint=honest[0].address) == 0
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
@@ -195,11 +201,8 @@ def test_an_endpoint_that_begins_to_lie_is_unknown_within_the_staleness_limit(li
 
 def test_when_no_metrics_are_known_requests_are_shared_by_what_is_in_flight(start, upstreams, pool_file):
     servers = upstreams(4, page=lambda load: "")
-    for server in servers:
-        server.answers(first_byte_s=0.5)
     pointsman = start("-f", pool_file(servers).path)
-    answers = at_once([lambda n=n: pointsman.complete(f"prompt {n}") for n in range(32)])
-    assert [getattr(answer, "status_code", answer) for answer in answers] == [200] * 32
+    burst(servers, [lambda n=n: pointsman.complete(f"prompt {n}") for n in range(32)])
     assert max(counts(servers)) - min(counts(servers)) <= 1, counts(servers)
 
 
@@ -209,6 +212,7 @@ def test_an_unknown_endpoint_is_used_when_the_others_are_full(start, upstreams, 
         server.load = Load(waiting=500, running=256, kv_usage=1.0)
     servers[2].page = lambda load: ""
     pointsman = start("-f", pool_file(servers).path)
+    known(pointsman, servers[:2])
     ask(pointsman, 10)
     assert sum(counts(servers)) == 10
     holds(lambda: pointsman.process.poll() is None, over=0.1, what="it runs")
@@ -222,6 +226,7 @@ def test_a_server_that_runs_the_adapter_is_preferred(start, upstreams, pool_file
     servers[1].load = Load(running=1, loras_running=("lora-a",), max_lora=2)
     servers[2].load = Load(running=1, loras_running=("lora-b", "lora-c"), max_lora=2)
     pointsman = start("-f", pool_file(servers).path)
+    known(pointsman, servers)
     ask(pointsman, 10, model="lora-a")
     assert counts(servers) == [0, 10, 0, 0]
     forget(servers)
@@ -235,6 +240,7 @@ def test_a_server_with_room_for_an_adapter_beats_one_that_is_full_of_others(star
         server.load = Load(running=1, loras_running=("lora-x", "lora-y"), max_lora=2)
     servers[2].load = Load(running=1, loras_running=("lora-x",), max_lora=2)
     pointsman = start("-f", pool_file(servers).path)
+    known(pointsman, servers)
     ask(pointsman, 5, model="lora-a")
     assert counts(servers)[:2] == [0, 0]
 
@@ -243,6 +249,7 @@ def test_a_server_that_runs_the_adapter_gives_way_when_it_is_overloaded(start, u
     servers = upstreams(3, models=["tiny", "lora-a"])
     servers[1].load = Load(waiting=100, running=64, kv_usage=0.99, loras_running=("lora-a",), max_lora=2)
     pointsman = start("-f", pool_file(servers).path)
+    known(pointsman, servers)
     ask(pointsman, 10, model="lora-a")
     assert servers[1].requests == []
 
@@ -251,5 +258,6 @@ def test_requests_for_the_base_model_are_not_drawn_to_adapters(start, upstreams,
     servers = upstreams(2, models=["tiny", "lora-a"])
     servers[1].load = Load(loras_running=("lora-a",), max_lora=2)
     pointsman = start("-f", pool_file(servers).path)
+    known(pointsman, servers)
     ask(pointsman, 60)
     assert min(counts(servers)) >= 10, counts(servers)

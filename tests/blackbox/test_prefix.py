@@ -1,13 +1,13 @@
 """PREFIX_CACHE: prompts that share a prefix go to the server that holds it, as long as load allows (annotations.md)."""
 
 import random
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from harness.manifests import MAX_BLOCKS, STRATEGY
 from harness.pages import Load
-from harness.traffic import at_once
+from harness.traffic import burst
 from harness.upstream import counts, forget, scraped_again
 from harness.wait import until
 
@@ -157,31 +157,24 @@ def test_only_leading_blocks_match(start, upstreams, pool_file):
 
 def test_a_short_shared_head_makes_no_hot_spot(start, upstreams, pool_file):
     servers = upstreams(8)
-    for server in servers:
-        server.answers(first_byte_s=0.7)
     pointsman = start("-f", pool_file(servers, PREFIX).path)
     head = "You are a helpful assistant. " * 5
     pointsman.complete(head + words(2000))
     forget(servers)
-    answers = at_once([lambda: pointsman.complete(head + words(2000)) for _ in range(64)])
-    assert [getattr(answer, "status_code", answer) for answer in answers] == [200] * 64
+    burst(servers, [lambda: pointsman.complete(head + words(2000))] * 64)
     assert max(counts(servers)) <= 12, counts(servers)
 
 
 def test_a_hot_endpoint_gives_way(start, upstreams, pool_file):
     servers = upstreams(4)
-    for server in servers:
-        server.answers(first_byte_s=0.7)
     pointsman = start("-f", pool_file(servers, PREFIX).path)
     prefix = words(1000)
     home = server_of(pointsman, servers, lambda: pointsman.complete(prefix))
     forget(servers)
-    at_once([lambda: pointsman.complete(prefix + words(500)) for _ in range(64)])
+    burst(servers, [lambda: pointsman.complete(prefix + words(500))] * 64)
     assert min(counts(servers)) >= 4, "64 at once are more than one prefix is worth"
     servers[home].load = Load(waiting=100, running=64, kv_usage=0.99)
     scraped_again(servers)
-    for server in servers:
-        server.answers(first_byte_s=0)
     forget(servers)
     for _ in range(10):
         assert pointsman.complete(prefix + words(500)).status_code == 200
@@ -248,11 +241,8 @@ def test_the_choice_is_the_same_while_many_ask(start, upstreams, pool_file):
         for _ in range(10):
             assert pointsman.complete(prefix + words(100)).status_code == 200
 
-    threads = [threading.Thread(target=client, args=(prefix,)) for prefix in prefixes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(prefixes)) as clients:
+        list(clients.map(client, prefixes))
     at_home = sum(
         homes[seen.json()["prompt"][:6000]] == n for n, server in enumerate(servers) for seen in server.requests
     )

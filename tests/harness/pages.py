@@ -82,15 +82,21 @@ def trtllm_serve(load: Load) -> str:
 
 
 def _vllm(capture: str, load: Load) -> str:
-    page = _capture(capture)
-    for family, value in (
-        ("vllm:num_requests_waiting", load.waiting),
-        ("vllm:num_requests_running", load.running),
-        ("vllm:kv_cache_usage_perc", load.kv_usage),
+    return _template(capture).format(waiting=load.waiting, running=load.running, kv_usage=load.kv_usage) + _lora_info(load)
+
+
+@lru_cache
+def _template(capture: str) -> str:
+    """The captured page with places for the gauges; made once, since pages are asked for all the time."""
+    page = (DATA / capture).read_text().replace("{", "{{").replace("}", "}}")
+    for family, place in (
+        ("vllm:num_requests_waiting", "waiting"),
+        ("vllm:num_requests_running", "running"),
+        ("vllm:kv_cache_usage_perc", "kv_usage"),
     ):
-        page, count = re.subn(rf"^({family}\{{[^}}]*\}}) .*$", rf"\g<1> {value}", page, flags=re.MULTILINE)
+        page, count = re.subn(rf"^({family}\{{\{{.*\}}\}}) .*$", rf"\g<1> {{{place}}}", page, flags=re.MULTILINE)
         assert count == 1, f"{family} is in the capture {count} times"
-    return page + _lora_info(load)
+    return page
 
 
 def _lora_info(load: Load) -> str:
@@ -111,11 +117,6 @@ def _lora_info(load: Load) -> str:
         + row(running, waiting, 1.7953659303473663e09)
         + row("", "", 1.7953659290723881e09)
     )
-
-
-@lru_cache
-def _capture(name: str) -> str:
-    return (DATA / name).read_text()
 
 
 def _gauge(name: str, help_text: str, labels: str, value: float) -> str:

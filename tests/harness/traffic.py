@@ -3,8 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+
+from harness.upstream import Upstream
+from harness.wait import until
 
 
 class Traffic:
@@ -58,21 +62,22 @@ class Traffic:
                     self.failures.append(failure)
 
 
-def at_once(asks: list[Callable[[], object]]) -> list[object]:
-    """Asks all at the same moment, one thread each; answers and exceptions in the same order."""
-    answers: list[object] = [None] * len(asks)
-    gate = threading.Barrier(len(asks))
-
-    def client(number: int) -> None:
-        gate.wait()
+def burst(servers: list[Upstream], asks: list[Callable[[], httpx.Response]], meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Asks all at the same moment, one thread each. No server answers until all requests are in flight and `meanwhile` is
+    done: where they went shows how they were spread, whatever the machine's speed. All must be answered with 200."""
+    for server in servers:
+        server.held = True
+    with ThreadPoolExecutor(len(asks)) as clients:
+        answers = [clients.submit(ask) for ask in asks]
         try:
-            answers[number] = asks[number]()
-        except Exception as error:
-            answers[number] = error
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(len(asks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+            until(
+                lambda: sum(server.in_flight for server in servers) == len(asks),
+                within=20,
+                what=f"{len(asks)} are in flight",
+            )
+            meanwhile()
+        finally:
+            for server in servers:
+                server.held = False
+    statuses = [answer.result().status_code for answer in answers]
+    assert statuses == [200] * len(asks)

@@ -105,6 +105,8 @@ class Upstream:
     other: list[Seen] = field(default_factory=list)
     """Requests for anything else."""
     connects: list[float] = field(default_factory=list)
+    held: bool = False
+    """While true, generation requests wait."""
 
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
@@ -231,6 +233,8 @@ class Upstream:
             raise ConnectionError
         if answer.fault is Fault.HANG:
             await asyncio.sleep(3600)
+        while self.held:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(answer.first_byte_s)
         asked = _asked(seen)
         if asked is None:

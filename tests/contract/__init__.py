@@ -1,1 +1,0 @@
-"""Black-box tests of the contract: what scripts, charts and people rely on."""
