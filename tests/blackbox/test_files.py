@@ -17,7 +17,7 @@ from harness.manifests import (
     slice_of,
 )
 from harness.pointsman import Pointsman, run
-from harness.traffic import Traffic
+from harness.traffic import Traffic, burst
 from harness.upstream import Upstream, counts, forget
 from harness.wait import IN_FORCE_S, holds, until
 
@@ -274,6 +274,26 @@ def test_a_request_in_flight_outlives_its_endpoint(start, upstreams, pool_file):
         assert [line for line in events if line][-1] == "data: [DONE]"
     assert pointsman.complete().status_code == 200
     assert counts([leaving, staying]) == [1, 1]
+
+
+def test_an_endpoint_that_leaves_leaves_the_others_as_they_are(start, upstreams, pool_file):
+    """Several servers on one machine: one address, many ports."""
+    servers = upstreams(3)
+    file = pool_file(servers)
+    pointsman = start("-f", file.path)
+
+    def change() -> None:
+        for number in (1, 2):
+            file.upstreams = servers[number:]
+            file.save()
+            becomes(pointsman, 3 - number)
+        ledger = "pointsman_endpoint_in_flight_requests"
+        in_flight = pointsman.metrics().value(ledger, endpoint=servers[2].address)
+        assert in_flight == servers[2].in_flight, "what is in flight there is still known"
+
+    burst(servers, [pointsman.complete] * 9, change)
+    removed = [line for line in pointsman.log_lines("removed") if servers[2].address in line]
+    assert removed == []
 
 
 def test_the_target_port_changes_under_traffic_and_no_request_fails(start, upstreams, tmp_path):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from harness import pages
-from harness.manifests import RUNTIME, pool_v1, pool_v1alpha2
+from harness.manifests import METRICS_PATH, METRICS_PORT, RUNTIME, pool_v1, pool_v1alpha2
 from harness.pages import Load
 from harness.traffic import burst
 from harness.upstream import MetricsFault, counts, forget, scraped_again
@@ -81,6 +81,21 @@ def test_a_shorter_queue_wins_on_both_versions(version, start, upstreams, pool_f
     known(pointsman, servers)
     ask(pointsman, 10)
     assert counts(servers) == [0, 10, 0]
+
+
+def test_metrics_may_be_on_another_port_and_path(start, upstreams, pool_file):
+    """Settings of ours: docs/settings.md."""
+    exporter = upstreams(1, metrics_path="/custom/metrics", host="127.0.0.1", load=Load(waiting=30, running=20))[0]
+    (elsewhere,) = upstreams(1, host="127.0.0.2", metrics_path="/custom/metrics", port=exporter.port)
+    silent = upstreams(1, metrics_path="/nowhere")[0]
+    served = upstreams(1, host="127.0.0.2", metrics_path="/nowhere")[0]
+    file = pool_file([silent, served])
+    pointsman = start("-f", file.path)
+    file.annotate({METRICS_PORT: str(exporter.port), METRICS_PATH: "/custom/metrics"})
+    until(lambda: exporter.scrapes and elsewhere.scrapes, within=2, what="the other port is read")
+    known(pointsman, [silent, served])
+    ask(pointsman, 10)
+    assert counts([silent, served]) == [0, 10]
 
 
 # ---- bursts

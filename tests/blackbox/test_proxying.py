@@ -9,7 +9,10 @@ import time
 import httpx
 import pytest
 
-from harness.http2 import Http2
+from harness import pages
+from harness.http2 import Http2, Http2Server
+from harness.manifests import RUNTIME, ManifestFile, pool_v1, slice_of
+from harness.pages import Load
 from harness.upstream import Fault, counts
 from harness.wait import holds, until
 
@@ -299,6 +302,19 @@ def test_a_stream_that_breaks_on_http2_ends_with_an_error_event(door):
     with httpx.Client(base_url=pointsman.gateway, http1=False, http2=True, timeout=30, trust_env=False) as client:
         text = client.post("/v1/completions", json=body).text
     assert '"error"' in text.split("\n\n")[-2]
+
+
+def test_a_pool_with_h2c_reaches_its_servers_over_http2(start, tmp_path):
+    pages_by_path = {"/metrics": pages.sglang(Load()).encode(), "/v1/models": b'{"object":"list","data":[{"id":"tiny"}]}'}
+    server = Http2Server(lambda path: pages_by_path.get(path, b'{"choices":[]}'))
+    file = ManifestFile(tmp_path / "pool.yaml")
+    annotations = {RUNTIME: "sglang"}
+    file.write(pool_v1(annotations, appProtocol="kubernetes.io/h2c"), slice_of(server))
+    pointsman = start("-f", file.path)
+    for _ in range(5):
+        assert pointsman.complete().status_code == 200
+    assert server.posts == 5
+    server.close()
 
 
 # ---- models

@@ -1,14 +1,19 @@
-"""An HTTP/2 client over one plain connection, for what httpx hides: streams that are reset."""
+"""HTTP/2 on plain connections: a client for what httpx hides, streams that are reset; a server that speaks nothing else."""
 
 import socket
+import threading
+from collections.abc import Callable
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event
+from h2.events import DataReceived, Event, RequestReceived, StreamEnded
+from h2.exceptions import ProtocolError
 
 
 class Http2:
+    """A client of one connection."""
+
     def __init__(self, url: str) -> None:
         host, port = url.removeprefix("http://").split(":")
         self._authority = f"{host}:{port}"
@@ -54,3 +59,53 @@ class Http2:
 
     def _flush(self) -> None:
         self._socket.sendall(self._connection.data_to_send())
+
+
+class Http2Server:
+    """A server with prior knowledge: HTTP/1.1 is a broken connection to it. `respond` makes a path's body."""
+
+    def __init__(self, respond: Callable[[str], bytes]) -> None:
+        self._respond = respond
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.host, self.port = self._listener.getsockname()
+        self.address = f"{self.host}:{self.port}"
+        self.posts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        connection = H2Connection(H2Configuration(client_side=False))
+        connection.initiate_connection()
+        requests: dict[int, dict[bytes, bytes]] = {}
+        with client:
+            client.sendall(connection.data_to_send())
+            while received := client.recv(65536):
+                try:
+                    events = connection.receive_data(received)
+                except ProtocolError:
+                    return
+                for event in events:
+                    if isinstance(event, RequestReceived):
+                        requests[event.stream_id] = dict(event.headers)
+                    elif isinstance(event, DataReceived):
+                        connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    elif isinstance(event, StreamEnded):
+                        self._answer(connection, event.stream_id, requests.pop(event.stream_id))
+                client.sendall(connection.data_to_send())
+
+    def _answer(self, connection: H2Connection, stream: int, head: dict[bytes, bytes]) -> None:
+        self.posts += head[b":method"] == b"POST"
+        body = self._respond(head[b":path"].decode())
+        connection.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
+        # Below a frame's and a window's size.
+        connection.send_data(stream, body, end_stream=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from harness.http2 import Http2Server
 from harness.upstream import Upstream
 
 ROUTING = "inference.networking.x-k8s.io/"
@@ -20,6 +21,8 @@ MAX_BLOCKS = ENV + "prefix-cache-max-prefix-blocks"
 LRU_CAPACITY = ENV + "prefix-cache-lru-capacity"
 QUEUE_CAPACITY = ENV + "total-queue-capacity"
 QUEUE_TTL = ENV + "queue-ttl"
+METRICS_PORT = ENV + "model-server-metrics-port"
+METRICS_PATH = ENV + "model-server-metrics-path"
 
 LABELS = {"app": "model-server"}
 
@@ -43,7 +46,7 @@ def pool_v1alpha2(annotations: dict[str, str] | None = None, name: str = "pool",
 
 
 def slice_of(
-    upstream: Upstream,
+    upstream: Upstream | Http2Server,
     *,
     labels: dict[str, str] | None = None,
     namespace: str = "default",

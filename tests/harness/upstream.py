@@ -96,6 +96,7 @@ class Upstream:
     page: Callable[[Load], str | bytes] = pages.vllm
     load: Load = field(default_factory=Load)
     """Beside the requests that are really in flight here: the page counts those as running."""
+    metrics_path: str = "/metrics"
     metrics_fault: MetricsFault | None = None
     answer: Answer = field(default_factory=Answer)
     requests: list[Seen] = field(default_factory=list)
@@ -182,7 +183,7 @@ class Upstream:
             raise
 
     def _page_for(self, seen: Seen) -> Callable[[Seen, asyncio.StreamWriter], Awaitable[None]]:
-        if seen.target == "/metrics":
+        if seen.target == self.metrics_path:
             self.scrapes.append(time.monotonic())
             return self._metrics
         if seen.body:
