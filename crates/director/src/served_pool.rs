@@ -323,11 +323,7 @@ impl ServedPool {
     }
 
     fn reconcile(&self, specs: &[EndpointSpec], metrics: &Metrics) {
-        // One address is one endpoint, by whatever names.
-        let mut addresses = HashSet::new();
-        let mut specs = specs.to_vec();
-        specs.retain(|spec| addresses.insert((Arc::clone(&spec.host), spec.port)));
-        let changes = self.endpoints.reconcile(&specs);
+        let changes = self.endpoints.reconcile(specs);
         for endpoint in &changes.removed {
             forget_endpoint(metrics, endpoint);
         }

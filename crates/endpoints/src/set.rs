@@ -117,8 +117,9 @@ impl EndpointSet {
         Booking::book(endpoint, prefill_tokens, sequence)
     }
 
-    /// Makes the members those of `specs`. An endpoint whose name, host and port stay keeps its identity, ledger,
-    /// health and what was read from it, and its place in the order; new ones come after. A spec given twice counts once.
+    /// Makes the members those of `specs`. An endpoint whose host and port stay keeps its identity, ledger, health and
+    /// what was read from it, its place in the order and its first name; new ones come after. An address given twice
+    /// counts once.
     pub fn reconcile(&self, specs: &[EndpointSpec]) -> Changes {
         let mut writer = self.writer.lock();
         let changes = writer.reconcile(specs);
@@ -248,20 +249,20 @@ impl Changes {
 
 impl Writer {
     fn reconcile(&mut self, specs: &[EndpointSpec]) -> Changes {
-        let mut wanted: HashSet<&EndpointSpec> = specs.iter().collect();
+        let mut wanted: HashSet<(Arc<str>, u16)> = specs.iter().map(address).collect();
         let mut changes = Changes::default();
         let free_slots = &mut self.free_slots;
         self.members.retain(|member| {
             let endpoint = &member.entry.endpoint;
             // What is left in `wanted` afterwards is new.
-            let stays = wanted.remove(&endpoint.spec);
+            let stays = wanted.remove(&address(&endpoint.spec));
             if !stays {
                 free_slots.insert(endpoint.slot.get());
                 changes.removed.push(Arc::clone(endpoint));
             }
             stays
         });
-        for spec in specs.iter().filter(|spec| wanted.remove(spec)) {
+        for spec in specs.iter().filter(|spec| wanted.remove(&address(spec))) {
             let slot = self.take_slot();
             let endpoint = Arc::new(Endpoint::new(slot, spec.clone()));
             changes.added.push(Arc::clone(&endpoint));
@@ -309,6 +310,11 @@ impl Member {
         let entry = Entry { endpoint, scraped: None, models: None };
         Self { entry, scrape_concluded: false, models_asked: None }
     }
+}
+
+/// What makes an endpoint the same one as before, whatever it is called now.
+fn address(spec: &EndpointSpec) -> (Arc<str>, u16) {
+    (Arc::clone(&spec.host), spec.port)
 }
 
 #[cfg(test)]
