@@ -164,33 +164,19 @@ impl EndpointSet {
     }
 
     /// Has the model lists read again, so that an adapter loaded a moment ago is found before anybody says 404. True
-    /// once every list was asked for after the call began; false when that takes too long. Many callers share one
-    /// reading, and there is at most one in [`REFRESH_EVERY`]. The snapshot to look at is the one taken afterwards.
+    /// once every list was asked for; false when that takes too long. Many callers share one reading, and there is at
+    /// most one in [`REFRESH_EVERY`]: in between, what was read counts. The snapshot to look at is the one taken afterwards.
     pub async fn refresh_models(&self, now: Duration) -> bool {
-        let mut now = now;
-        if let Some(wait) = self.want_models(now) {
-            tokio::time::sleep(wait).await;
-            now += wait;
-            // Of all who waited the first one asks, for all.
-            let _ = self.want_models(now);
-        }
+        self.models_wanted.send_if_modified(|wanted| {
+            let due = wanted.is_none_or(|last| now >= last + REFRESH_EVERY);
+            if due {
+                *wanted = Some(now);
+            }
+            due
+        });
         let wanted = *self.models_wanted.borrow();
         self.until(REFRESH_MAX, |writer| writer.members.iter().all(|member| member.models_asked >= wanted))
             .await
-    }
-
-    /// Asks for a reading of model lists that begins no earlier than `now`; how long to wait before asking again where
-    /// the last one began too short a while ago.
-    fn want_models(&self, now: Duration) -> Option<Duration> {
-        let last = *self.models_wanted.borrow();
-        match last {
-            Some(last) if last >= now => None,
-            Some(last) if last + REFRESH_EVERY > now => Some(last + REFRESH_EVERY - now),
-            _ => {
-                self.models_wanted.send_replace(Some(now));
-                None
-            }
-        }
     }
 
     /// Changes with the membership, for the scraper.

@@ -73,6 +73,7 @@ definitions! {
     FLOW_QUEUE_SIZE = Gauge "inference_extension_flow_control_queue_size" [] "Requests that wait in Pointsman";
     FLOW_QUEUE_BYTES = Gauge "inference_extension_flow_control_queue_bytes" [] "Bytes of the bodies of requests that wait in Pointsman";
     FLOW_SATURATION = Gauge "inference_extension_flow_control_pool_saturation" ["name"] "Share of endpoints without room (0 to 1); 1 is a saturated pool";
+    FLOW_QUEUE_DURATION = Histogram "inference_extension_flow_control_request_queue_duration_seconds" [] "Time that requests waited in Pointsman; without observations while queueing has no effect";
     INFO = Gauge "inference_extension_info" ["version"] "Always 1; tells the version that runs";
 
     OUTCOMES = Counter "pointsman_requests_total" ["reason"] "Requests by how they ended: `served` or the reason word of x-pointsman-reason";

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub prefix_hit_bytes: Histogram,
     /// Time inside Pointsman before a request was sent on, in seconds.
     pub inside_duration: Histogram,
+    /// Time that requests waited, in seconds.
+    pub queue_duration: Histogram,
     /// Retries that the budget refused.
     pub retries_refused: Counter,
     /// Manifest changes that were refused.
@@ -143,6 +145,7 @@ impl Metrics {
             prefix_hit_ratio: registered(&mut registry, &def::PREFIX_HIT_RATIO, ratio_buckets()),
             prefix_hit_bytes: registered(&mut registry, &def::PREFIX_HIT_BYTES, byte_buckets()),
             inside_duration: registered(&mut registry, &def::INSIDE, decision_buckets()),
+            queue_duration: registered(&mut registry, &def::FLOW_QUEUE_DURATION, second_buckets()),
             retries_refused: registered(&mut registry, &def::RETRIES_REFUSED, Counter::default()),
             reload_failures: registered(&mut registry, &def::RELOAD_FAILURES, Counter::default()),
             registry: RwLock::new(registry),
