@@ -69,7 +69,10 @@ impl Gateway {
         while intake.progress() == Progress::More {
             match upload.read().await {
                 Some(Ok(chunk)) => {
-                    intake.push(&chunk)?;
+                    if let Err(refusal) = intake.push(&chunk) {
+                        upload.drain().await;
+                        return Err(refusal);
+                    }
                 }
                 Some(Err(refusal)) => return Err(intake.refuse(refusal)),
                 None => {

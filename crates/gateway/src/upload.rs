@@ -20,6 +20,10 @@ use tokio::sync::Notify;
 /// kept whole: it had to be held anyway.
 pub const REPLAY_BYTES_MAX: usize = 1 << 20;
 
+/// How much of a refused body is read on, and for how long.
+const DRAIN_BYTES_MAX: u64 = 1 << 20;
+const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A body that several attempts can send, one after the other. Dropping it lets go of the client's connection, also
 /// where an abandoned attempt lives on in a connection that does not end.
 pub(crate) struct Upload {
@@ -109,6 +113,18 @@ impl Upload {
                 }
             }
         }
+    }
+
+    /// Reads on for a moment and within a bound: an answer sent over unread bytes may be lost to a reset.
+    pub(crate) async fn drain(&mut self) {
+        let reading = async {
+            while let Some(Ok(_)) = self.read().await {
+                if self.bytes() > DRAIN_BYTES_MAX {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_MAX, reading).await;
     }
 
     /// A body for the next attempt, from the beginning. Attempts made before are at their end.
