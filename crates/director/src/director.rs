@@ -1,33 +1,22 @@
 //! The director: which pool is in service, and the way in for every request.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 use endpoints::Clock;
 use parking_lot::Mutex;
-use telemetry::Metrics;
+use telemetry::{Limit, Metrics};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::RetryBudget;
 use crate::ending::Ending;
 use crate::gauges::Gauges;
+use crate::limits::{Bounded, HeldBytes, Limits};
 use crate::reason::{Reason, Refusal};
 use crate::request::{Head, Intake};
 use crate::served_pool::{Declaration, ServedPool};
-
-/// What one request may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of a request's body.
-    pub body_bytes_max: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { body_bytes_max: 32 << 20 }
-    }
-}
 
 /// Takes requests from a door and sends them where they are answered soonest. One per process.
 pub struct Director {
@@ -35,6 +24,9 @@ pub struct Director {
     metrics: Arc<Metrics>,
     limits: Limits,
     budget: RetryBudget,
+    bodies: Bounded,
+    in_flight: Bounded,
+    cut_off: AtomicBool,
     pool: ArcSwapOption<ServedPool>,
     /// One declaration is taken in force at a time.
     declaring: Mutex<()>,
@@ -59,6 +51,9 @@ impl Director {
                 metrics,
                 limits,
                 budget: RetryBudget::default(),
+                bodies: Bounded::new(limits.bodies_bytes_max),
+                in_flight: Bounded::new(limits.requests_max),
+                cut_off: AtomicBool::new(false),
                 pool: ArcSwapOption::empty(),
                 declaring: Mutex::new(()),
                 tracker,
@@ -97,9 +92,9 @@ impl Director {
     /// When no pool is in service, or the announced body is larger than the limit.
     pub fn begin(self: &Arc<Director>, head: Head<'_>) -> Result<Intake, Refusal> {
         self.budget.deposit();
-        let mut ending = Ending::new(Arc::clone(&self.metrics), self.clock);
+        let mut ending = Ending::new(Arc::clone(self));
         let refusal = if head.content_length.is_some_and(|bytes| bytes > self.limits.body_bytes_max) {
-            Refusal::body_too_large(self.limits.body_bytes_max)
+            self.body_too_large()
         } else if let Some(pool) = self.pool() {
             return Ok(Intake::new(Arc::clone(self), pool, head, ending));
         } else {
@@ -107,6 +102,31 @@ impl Director {
         };
         ending.end(refusal.reason);
         Err(refusal)
+    }
+
+    /// A request is refused by its head alone: counted, and no more.
+    #[must_use]
+    pub fn refuse(self: &Arc<Director>, refusal: Refusal) -> Refusal {
+        Ending::new(Arc::clone(self)).end(refusal.reason);
+        refusal
+    }
+
+    /// The memory of one more request's body, nothing taken yet.
+    #[must_use]
+    pub fn held_bytes(self: &Arc<Director>) -> HeldBytes {
+        HeldBytes::new(Arc::clone(self))
+    }
+
+    /// A body is larger than it may be: counts it and says so.
+    #[must_use]
+    pub fn body_too_large(&self) -> Refusal {
+        self.metrics.limits.reached(Limit::BodyBytes);
+        Refusal::body_too_large(self.limits.body_bytes_max)
+    }
+
+    /// From now on requests that are dropped end because the process stops, not because their clients hung up.
+    pub fn cut_off(&self) {
+        self.cut_off.store(true, Relaxed);
     }
 
     /// The models of all endpoints, merged, in the shape of OpenAI's `GET /v1/models`.
@@ -132,12 +152,26 @@ impl Director {
         self.clock
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
+    /// The program's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
     pub(crate) fn budget(&self) -> &RetryBudget {
         &self.budget
+    }
+
+    pub(crate) fn bodies(&self) -> &Bounded {
+        &self.bodies
+    }
+
+    pub(crate) fn in_flight(&self) -> &Bounded {
+        &self.in_flight
+    }
+
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Relaxed)
     }
 }
 

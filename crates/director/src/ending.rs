@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use endpoints::Clock;
 use inference::{AnswerKind, Usage, UsageScan};
-use telemetry::{Metrics, ModelMetrics};
+use telemetry::ModelMetrics;
 
+use crate::director::Director;
 use crate::reason::Reason;
 
 /// Label of requests that name no model.
@@ -15,8 +15,7 @@ const UNNAMED: &str = "unnamed";
 
 /// What is known of a request so far; counts it when dropped.
 pub(crate) struct Ending {
-    metrics: Arc<Metrics>,
-    clock: Clock,
+    director: Arc<Director>,
     started: Duration,
     reason: Option<Reason>,
     model: Option<Arc<ModelMetrics>>,
@@ -29,11 +28,10 @@ pub(crate) struct Ending {
 
 impl Ending {
     /// A request whose head came now.
-    pub(crate) fn new(metrics: Arc<Metrics>, clock: Clock) -> Ending {
+    pub(crate) fn new(director: Arc<Director>) -> Ending {
         Ending {
-            metrics,
-            clock,
-            started: clock.now(),
+            started: director.clock().now(),
+            director,
             reason: None,
             model: None,
             sent_on: false,
@@ -47,7 +45,7 @@ impl Ending {
     /// The model whose families count this request.
     pub(crate) fn name_model(&mut self, model: Option<&str>) {
         if self.model.is_none() {
-            self.model = Some(self.metrics.model(model.unwrap_or(UNNAMED)));
+            self.model = Some(self.director.metrics().model(model.unwrap_or(UNNAMED)));
         }
     }
 
@@ -83,7 +81,7 @@ impl Ending {
     /// A part of the answer's body was passed on.
     pub(crate) fn answer_bytes(&mut self, bytes: &[u8]) {
         if self.first_byte_after.is_none() && !bytes.is_empty() {
-            self.first_byte_after = Some(self.clock.now().saturating_sub(self.started));
+            self.first_byte_after = Some(self.director.clock().now().saturating_sub(self.started));
         }
         self.response_bytes += bytes.len() as u64;
         if let Some(usage) = &mut self.usage {
@@ -91,29 +89,33 @@ impl Ending {
         }
     }
 
-    /// How the request ended. The first word stands.
+    /// How the request ended. The first word stands; without one the client hung up, or the process stopped.
     pub(crate) fn end(&mut self, reason: Reason) {
         self.reason.get_or_insert(reason);
     }
 
     fn model(&self) -> Arc<ModelMetrics> {
-        self.model.clone().unwrap_or_else(|| self.metrics.model(UNNAMED))
+        self.model.clone().unwrap_or_else(|| self.director.metrics().model(UNNAMED))
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let reason = self.reason.unwrap_or(if std::thread::panicking() {
-            Reason::Internal
-        } else {
-            Reason::ClientGone
+        let reason = self.reason.unwrap_or_else(|| {
+            if std::thread::panicking() {
+                Reason::Internal
+            } else if self.director.is_cut_off() {
+                Reason::ShuttingDown
+            } else {
+                Reason::ClientGone
+            }
         });
-        let duration = self.clock.now().saturating_sub(self.started);
+        let duration = self.director.clock().now().saturating_sub(self.started);
         let model = self.model();
-        self.metrics.count_outcome(reason.word());
+        self.director.metrics().count_outcome(reason.word());
         model.requests.inc();
         if reason.is_error() {
-            self.metrics.count_error(&model, reason.word());
+            self.director.metrics().count_error(&model, reason.word());
         }
         if self.sent_on {
             model.running.dec();

@@ -38,6 +38,12 @@ impl Collector for Gauges {
         // Nothing waits in this version: queueing settings are read and shown, not in effect yet.
         page.family(&def::FLOW_QUEUE_SIZE, [([""; 0], 0.0)])?;
         page.family(&def::FLOW_QUEUE_BYTES, [([""; 0], 0.0)])?;
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        for (definition, bounded) in
+            [(&def::REQUESTS_IN_FLIGHT, director.in_flight()), (&def::BODIES_BYTES, director.bodies())]
+        {
+            page.family(definition, [([""; 0], bounded.taken() as f64)])?;
+        }
         let Some(pool) = director.pool() else { return Ok(()) };
         let snapshot = pool.snapshot();
         let now = director.clock().now();

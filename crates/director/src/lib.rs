@@ -19,12 +19,14 @@ mod budget;
 mod director;
 mod ending;
 mod gauges;
+mod limits;
 mod reason;
 mod request;
 mod served_pool;
 mod view;
 
-pub use director::{Director, Limits};
+pub use director::Director;
+pub use limits::{HeldBytes, Limits};
 pub use reason::{Reason, Refusal};
 pub use request::{Exchange, Failure, Head, Intake};
 pub use served_pool::{Declaration, FALLBACKS_MAX, InForce, ServedPool};

@@ -21,6 +21,14 @@ pub enum Reason {
     UnknownModel,
     /// The body is larger than the limit.
     BodyTooLarge,
+    /// The head is larger than the limit, or has more fields.
+    HeadersTooLarge,
+    /// The client let its upload rest for too long.
+    ClientTooSlow,
+    /// As many requests are in flight as may be.
+    TooManyRequests,
+    /// The bodies of requests fill the memory they may have in all.
+    TooManyBytes,
     /// The pool has no endpoint, or none that may take the request.
     NoEndpoint,
     /// Every endpoint that was tried failed before its first byte.
@@ -31,24 +39,31 @@ pub enum Reason {
     UpstreamBroken,
     /// The client hung up.
     ClientGone,
+    /// The process stopped before the request was at its end.
+    ShuttingDown,
     /// A fault of ours.
     Internal,
 }
 
 impl Reason {
     /// Every reason, for the reference and for labels.
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 17] = [
         Reason::Served,
         Reason::RejectedByServer,
         Reason::FailedByServer,
         Reason::Malformed,
         Reason::UnknownModel,
         Reason::BodyTooLarge,
+        Reason::HeadersTooLarge,
+        Reason::ClientTooSlow,
+        Reason::TooManyRequests,
+        Reason::TooManyBytes,
         Reason::NoEndpoint,
         Reason::UpstreamUnreachable,
         Reason::UpstreamTimeout,
         Reason::UpstreamBroken,
         Reason::ClientGone,
+        Reason::ShuttingDown,
         Reason::Internal,
     ];
 
@@ -62,11 +77,16 @@ impl Reason {
             Reason::Malformed => "malformed",
             Reason::UnknownModel => "unknown_model",
             Reason::BodyTooLarge => "body_too_large",
+            Reason::HeadersTooLarge => "headers_too_large",
+            Reason::ClientTooSlow => "client_too_slow",
+            Reason::TooManyRequests => "too_many_requests",
+            Reason::TooManyBytes => "too_many_bytes",
             Reason::NoEndpoint => "no_endpoint",
             Reason::UpstreamUnreachable => "upstream_unreachable",
             Reason::UpstreamTimeout => "upstream_timeout",
             Reason::UpstreamBroken => "upstream_broken",
             Reason::ClientGone => "client_gone",
+            Reason::ShuttingDown => "shutting_down",
             Reason::Internal => "internal",
         }
     }
@@ -80,7 +100,10 @@ impl Reason {
             Reason::Malformed | Reason::RejectedByServer => StatusCode::BAD_REQUEST,
             Reason::UnknownModel => StatusCode::NOT_FOUND,
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Reason::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Reason::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Reason::TooManyRequests | Reason::TooManyBytes => StatusCode::TOO_MANY_REQUESTS,
+            Reason::NoEndpoint | Reason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Reason::UpstreamUnreachable | Reason::UpstreamBroken | Reason::FailedByServer => {
                 StatusCode::BAD_GATEWAY
             }
@@ -101,7 +124,9 @@ impl Reason {
     #[must_use]
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
-            Reason::NoEndpoint => Some(Duration::from_secs(1)),
+            Reason::NoEndpoint | Reason::ShuttingDown | Reason::TooManyRequests | Reason::TooManyBytes => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -109,10 +134,14 @@ impl Reason {
     /// The `type` of OpenAI's error object.
     const fn error_type(self) -> &'static str {
         match self {
-            Reason::Malformed | Reason::UnknownModel | Reason::BodyTooLarge | Reason::RejectedByServer => {
-                "invalid_request_error"
-            }
-            Reason::NoEndpoint => "service_unavailable_error",
+            Reason::Malformed
+            | Reason::UnknownModel
+            | Reason::BodyTooLarge
+            | Reason::HeadersTooLarge
+            | Reason::ClientTooSlow
+            | Reason::RejectedByServer => "invalid_request_error",
+            Reason::TooManyRequests | Reason::TooManyBytes => "rate_limit_error",
+            Reason::NoEndpoint | Reason::ShuttingDown => "service_unavailable_error",
             Reason::UpstreamUnreachable
             | Reason::UpstreamTimeout
             | Reason::UpstreamBroken
@@ -194,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unavailable_pool_tells_when_to_come_back() {
+    fn who_is_sent_away_is_told_when_to_come_back() {
         for reason in Reason::ALL {
             let refusal = Refusal::new(reason, "x");
             assert_eq!(
                 refusal.retry_after_seconds().is_some(),
-                reason.status() == StatusCode::SERVICE_UNAVAILABLE,
+                matches!(reason.status().as_u16(), 429 | 503),
                 "{reason}"
             );
         }

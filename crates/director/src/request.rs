@@ -11,6 +11,7 @@ use twox_hash::XxHash3_64;
 
 use crate::director::Director;
 use crate::ending::Ending;
+use crate::limits::Place;
 use crate::reason::{Reason, Refusal};
 use crate::served_pool::{InForce, Pick, Question, RETRY, ServedPool};
 
@@ -98,6 +99,7 @@ pub struct Exchange {
     blocks: Vec<u64>,
     streamed: bool,
     answered: bool,
+    _place: Place,
     ending: Ending,
 }
 
@@ -136,9 +138,9 @@ impl Intake {
     /// When the body is larger than the limit, or is not what its path promises.
     pub fn push(&mut self, chunk: &[u8]) -> Result<Progress, Refusal> {
         self.ending.request_bytes(chunk.len());
-        let bytes_max = self.director.limits().body_bytes_max;
-        if self.ending.request_bytes_so_far() > bytes_max {
-            return Err(self.refuse(Refusal::body_too_large(bytes_max)));
+        if self.ending.request_bytes_so_far() > self.director.limits().body_bytes_max {
+            let refusal = self.director.body_too_large();
+            return Err(self.refuse(refusal));
         }
         let begun = Instant::now();
         let scanned = self.scan.as_mut().map(|scan| scan.push(chunk));
@@ -167,7 +169,7 @@ impl Intake {
     /// Picks an endpoint and books the work on it.
     ///
     /// # Errors
-    /// When no endpoint serves the model, or the pool has none.
+    /// When no endpoint serves the model, the pool has none, or too many requests are in flight.
     pub async fn route(mut self) -> Result<Exchange, Refusal> {
         let asked = self.scan.take().map(BodyScan::into_asked).unwrap_or_default();
         if let Some(model) = &asked.model
@@ -177,6 +179,10 @@ impl Intake {
             return Err(self.refuse(refusal));
         }
         self.ending.name_model(asked.model.as_deref());
+        let place = match Place::take(&self.director) {
+            Ok(place) => place,
+            Err(refusal) => return Err(self.refuse(refusal)),
+        };
         let begun = Instant::now();
         let blocks = self.blocks(&asked);
         let question =
@@ -199,6 +205,7 @@ impl Intake {
             blocks,
             streamed: asked.stream,
             answered: false,
+            _place: place,
             ending: self.ending,
         };
         exchange.tell_pick();

@@ -41,7 +41,7 @@ fn declaration(annotations: &str, endpoints: u16) -> Declaration {
 /// A house whose pool has that many endpoints.
 fn house(endpoints: u16) -> House {
     let metrics = Arc::new(Metrics::new("test"));
-    let limits = Limits { body_bytes_max: 1000 };
+    let limits = Limits { body_bytes_max: 1000, requests_max: 100, ..Limits::default() };
     let director = Director::new(
         Arc::clone(&metrics),
         Clock::start(),

@@ -85,6 +85,10 @@ definitions! {
     TOKENS_IN = Counter "pointsman_input_tokens_total" ["model_name"] "Prompt tokens, as model servers counted them";
     TOKENS_CACHED = Counter "pointsman_cached_input_tokens_total" ["model_name"] "Prompt tokens that model servers found in their prefix cache, as they counted them";
     TOKENS_OUT = Counter "pointsman_output_tokens_total" ["model_name"] "Generated tokens, as model servers counted them";
+    LIMIT_REACHED = Counter "pointsman_limit_reached_total" ["limit"] "Times that a limit refused, closed or held up something, by the limit (docs/operations.md)";
+    CONNECTIONS = Gauge "pointsman_connections" [] "Connections of clients open now";
+    REQUESTS_IN_FLIGHT = Gauge "pointsman_requests_in_flight" [] "Requests sent on to model servers and not ended; bounded by --requests-max";
+    BODIES_BYTES = Gauge "pointsman_bodies_bytes" [] "Memory held for the bodies of requests; bounded by --bodies-bytes-max";
     INVALID_SETTINGS = Gauge "pointsman_invalid_settings" ["pool"] "Settings of the pool that are invalid now";
     RELOAD_FAILURES = Counter "pointsman_manifest_reload_failures_total" [] "Changes of manifest files that were refused; what ran kept running";
 

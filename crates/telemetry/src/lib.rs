@@ -10,10 +10,12 @@
 pub mod admin;
 mod collect;
 pub mod definitions;
+mod limits;
 mod metrics;
 
 pub use collect::FamilyWriter;
 pub use definitions::{Definition, Kind, reference};
+pub use limits::{Limit, LimitCounters};
 pub use metrics::{MODEL_LABELS_MAX, Metrics, ModelMetrics};
 pub use prometheus_client::collector::Collector;
 pub use prometheus_client::encoding::DescriptorEncoder;

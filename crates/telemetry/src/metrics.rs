@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::definitions::{self as def, Definition, OLDER_TWIN};
+use crate::limits::LimitCounters;
 
 /// How many model names get label values of their own; the next reads `other`.
 pub const MODEL_LABELS_MAX: usize = 1000;
@@ -37,6 +38,10 @@ pub struct Metrics {
     pub retries_refused: Counter,
     /// Manifest changes that were refused.
     pub reload_failures: Counter,
+    /// How often each limit was reached.
+    pub limits: LimitCounters,
+    /// Connections of clients open now.
+    pub connections: Gauge,
 }
 
 /// The handles of one model's families, resolved once.
@@ -138,8 +143,12 @@ impl Metrics {
         let info: Family<Version, Gauge> = Family::default();
         info.get_or_create(&Version { version }).set(1);
         register(&mut registry, &def::INFO, info);
+        let limits = LimitCounters::default();
+        register(&mut registry, &def::LIMIT_REACHED, limits.family());
         Metrics {
             families,
+            limits,
+            connections: registered(&mut registry, &def::CONNECTIONS, Gauge::default()),
             models: RwLock::default(),
             scheduler_duration: registered(&mut registry, &def::SCHEDULER_DURATION, decision_buckets()),
             prefix_hit_ratio: registered(&mut registry, &def::PREFIX_HIT_RATIO, ratio_buckets()),

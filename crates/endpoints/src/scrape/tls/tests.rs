@@ -1,8 +1,9 @@
 //! Handshakes with a server whose certificate nobody has signed but itself.
 
 use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
-use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -30,8 +31,8 @@ async fn handshake(names: &[&str], host: &str, verify: bool, trusted: bool) -> i
     if trusted {
         roots.add(certificate).unwrap();
     }
-    let configs =
-        TlsConfigs { verifying: OnceCell::new_with(Some(verifying_by(roots)?)), ..TlsConfigs::default() };
+    let verifying = Arc::new(tls::verifying(roots).unwrap());
+    let configs = TlsConfigs { verifying: OnceCell::new_with(Some(verifying)), ..TlsConfigs::default() };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let stream = TcpStream::connect(listener.local_addr()?).await?;
     let serve = async {
