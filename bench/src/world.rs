@@ -106,7 +106,7 @@ impl Asked {
 pub(crate) fn specs(endpoints: usize) -> Vec<EndpointSpec> {
     let spec = |number: usize| {
         let host = format!("10.0.{}.{}", number / 250, number % 250);
-        EndpointSpec { name: host.as_str().into(), host: host.as_str().into(), port: 8000 }
+        EndpointSpec { name: host.as_str().into(), host: host.as_str().into(), port: 8000, tls: false }
     };
     (0..endpoints).map(spec).collect()
 }

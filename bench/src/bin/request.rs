@@ -169,5 +169,5 @@ impl Requests {
 }
 
 fn spec(number: u16) -> EndpointSpec {
-    EndpointSpec { name: format!("e{number}").into(), host: "127.0.0.1".into(), port: number }
+    EndpointSpec { name: format!("e{number}").into(), host: "127.0.0.1".into(), port: number, tls: false }
 }

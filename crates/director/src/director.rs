@@ -154,7 +154,7 @@ impl Director {
 
     /// The program's metrics.
     #[must_use]
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 

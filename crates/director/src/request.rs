@@ -265,6 +265,12 @@ impl Exchange {
         self.in_force.app_protocol
     }
 
+    /// The program's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &telemetry::Metrics {
+        self.director.metrics()
+    }
+
     /// Bytes of the request's body that came in all, once it is known.
     pub fn request_bytes(&mut self, bytes: u64) {
         self.ending.set_request_bytes(bytes);

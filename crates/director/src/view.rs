@@ -8,8 +8,12 @@ use crate::director::Director;
 use crate::gauges::standing_word;
 use crate::served_pool::{InForce, ServedPool};
 
-impl telemetry::admin::Subject for Director {
-    fn ready(&self) -> Result<(), String> {
+impl Director {
+    /// Whether requests can be served now; else why not.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn ready(&self) -> Result<(), String> {
         match self.pool() {
             None => Err("no InferencePool is declared".into()),
             Some(pool) if pool.snapshot().entries.is_empty() => {
@@ -19,7 +23,9 @@ impl telemetry::admin::Subject for Director {
         }
     }
 
-    fn state(&self) -> Value {
+    /// Pools, endpoints, loads, settings with their origin.
+    #[must_use]
+    pub fn state(&self) -> Value {
         let pools: Vec<_> = self.pool().iter().map(|pool| pool_view(self, pool)).collect();
         json!({ "pools": pools })
     }

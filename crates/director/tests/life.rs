@@ -33,6 +33,7 @@ fn declaration(annotations: &str, endpoints: u16) -> Declaration {
             name: format!("e{number}").into(),
             host: "127.0.0.1".into(),
             port: 1 + number,
+            tls: false,
         })
         .collect();
     Declaration { pool, named_models: HashSet::new(), endpoints }

@@ -60,7 +60,7 @@ fn book_first_byte_release(bencher: Bencher<'_, '_>) {
 fn set_of(endpoints: u16) -> EndpointSet {
     let set = EndpointSet::new();
     let host: Arc<str> = "127.0.0.1".into();
-    let spec = |port| EndpointSpec { name: "e".into(), host: Arc::clone(&host), port };
+    let spec = |port| EndpointSpec { name: "e".into(), host: Arc::clone(&host), port, tls: false };
     set.reconcile(&(1..=endpoints).map(spec).collect::<Vec<_>>());
     set.apply(updates(&set));
     set

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn ids_are_never_used_twice_though_slots_are() {
-        let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1 };
+        let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1, tls: false };
         let first = Endpoint::new(Slot::new(0), spec.clone());
         let second = Endpoint::new(Slot::new(0), spec);
         assert_ne!(first.id, second.id);

@@ -235,7 +235,7 @@ impl Changes {
 
 impl Writer {
     fn reconcile(&mut self, specs: &[EndpointSpec]) -> Changes {
-        let mut wanted: HashSet<(Arc<str>, u16)> = specs.iter().map(address).collect();
+        let mut wanted: HashSet<_> = specs.iter().map(address).collect();
         let mut changes = Changes::default();
         let free_slots = &mut self.free_slots;
         self.members.retain(|member| {
@@ -299,8 +299,8 @@ impl Member {
 }
 
 /// What makes an endpoint the same one as before, whatever it is called now.
-fn address(spec: &EndpointSpec) -> (Arc<str>, u16) {
-    (Arc::clone(&spec.host), spec.port)
+fn address(spec: &EndpointSpec) -> (Arc<str>, u16, bool) {
+    (Arc::clone(&spec.host), spec.port, spec.tls)
 }
 
 #[cfg(test)]

@@ -3,19 +3,27 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use director::{Exchange, Reason};
-use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use inference::{Api, EventSplitter};
+use telemetry::Limit;
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::handler::outcome_of;
+use crate::connections::InService;
 use crate::upload::Upload;
 
-/// The body of an answer to a client.
-pub(crate) enum AnswerBody {
+/// The body of an answer to a client, and the request's stay on its connection.
+pub(crate) struct AnswerBody {
+    content: Content,
+    service: InService,
+}
+
+/// What an answer consists of.
+pub(crate) enum Content {
     /// Ours, whole.
     Whole(Option<Bytes>),
     /// A model server's, as it comes.
@@ -31,11 +39,21 @@ pub(crate) struct Passed {
     /// Taken when the answer is at its end.
     exchange: Option<Exchange>,
     ended_as: Reason,
+    idle: Idle,
     /// What the client still uploads while it is answered.
     _upload: Upload,
 }
 
-struct Events {
+/// How long a model server may rest in the middle of its answer. The timer is set when the answer first lets us wait,
+/// and only looks again when it goes off: parts in between cost nothing.
+struct Idle {
+    most: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    last: Instant,
+}
+
+/// The events of a stream on their way.
+pub(crate) struct Events {
     splitter: EventSplitter,
     ready: VecDeque<Frame<Bytes>>,
     api: Option<Api>,
@@ -46,26 +64,31 @@ struct Events {
 #[error("the model server's answer broke off")]
 pub(crate) struct BrokenAnswer;
 
+impl AnswerBody {
+    pub(crate) fn new(content: Content, service: InService) -> AnswerBody {
+        AnswerBody { content, service }
+    }
+}
+
 impl Passed {
-    /// The body whose `first` frame is here already; `None` when it has none. As an event stream of `api` where
-    /// `event_stream`.
+    /// The body whose `first` frame is here already; `None` when it has none. As a stream of `events` where there are
+    /// some; the model server may rest for `idle`.
     pub(crate) fn new(
         first: Option<Frame<Bytes>>,
         rest: Incoming,
-        status: StatusCode,
+        ended_as: Reason,
         exchange: Exchange,
         upload: Upload,
-        event_stream: bool,
-        api: Option<Api>,
+        events: Option<Events>,
+        idle: Duration,
     ) -> Passed {
-        let events =
-            event_stream.then(|| Events { splitter: EventSplitter::default(), ready: VecDeque::new(), api });
         let mut passed = Passed {
             first,
             rest,
             events,
             exchange: Some(exchange),
-            ended_as: outcome_of(status),
+            ended_as,
+            idle: Idle { most: idle, timer: None, last: Instant::now() },
             _upload: upload,
         };
         if passed.first.is_none() {
@@ -82,11 +105,7 @@ impl Passed {
             if self.exchange.is_none() {
                 return Poll::Ready(None);
             }
-            let frame = match self.first.take() {
-                Some(first) => Some(Ok(first)),
-                None => std::task::ready!(Pin::new(&mut self.rest).poll_frame(context)),
-            };
-            match frame {
+            match std::task::ready!(self.poll_answer(context)) {
                 Some(Ok(frame)) => {
                     let passed = self.pass(frame);
                     // Whoever knows the answer's length does not ask for what comes after its last byte.
@@ -98,14 +117,38 @@ impl Passed {
                     }
                 }
                 None => self.finish(),
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "an answer broke off after its first byte");
-                    self.end(Reason::UpstreamBroken);
+                Some(Err(reason)) => {
+                    self.end(reason);
                     let Some(events) = &mut self.events else {
                         return Poll::Ready(Some(Err(BrokenAnswer)));
                     };
-                    events.break_off();
+                    events.break_off(reason);
                 }
+            }
+        }
+    }
+
+    /// The next part from the model server, or why none will come.
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        match Pin::new(&mut self.rest).poll_frame(context) {
+            Poll::Ready(frame) => {
+                self.idle.over();
+                Poll::Ready(frame.map(|frame| {
+                    frame.map_err(|error| {
+                        tracing::debug!(%error, "an answer broke off after its first byte");
+                        Reason::UpstreamBroken
+                    })
+                }))
+            }
+            Poll::Pending => {
+                std::task::ready!(self.idle.poll_too_long(context));
+                if let Some(exchange) = &self.exchange {
+                    exchange.metrics().limits.reached(Limit::StreamIdle);
+                }
+                Poll::Ready(Some(Err(Reason::UpstreamTimeout)))
             }
         }
     }
@@ -142,7 +185,37 @@ impl Passed {
     }
 }
 
+impl Idle {
+    /// A part came.
+    fn over(&mut self) {
+        if self.timer.is_some() {
+            self.last = Instant::now();
+        }
+    }
+
+    /// Resolves when nothing came for too long.
+    fn poll_too_long(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (most, last) = (self.most, &mut self.last);
+        let timer = self.timer.get_or_insert_with(|| {
+            *last = Instant::now();
+            Box::pin(sleep_until(*last + most))
+        });
+        while timer.as_mut().poll(context).is_ready() {
+            if self.last.elapsed() >= most {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(self.last + most);
+        }
+        Poll::Pending
+    }
+}
+
 impl Events {
+    /// Events in the shape of `api`.
+    pub(crate) fn of(api: Option<Api>) -> Events {
+        Events { splitter: EventSplitter::default(), ready: VecDeque::new(), api }
+    }
+
     fn take(&mut self, frame: Frame<Bytes>) {
         match frame.into_data() {
             Ok(data) => self.ready.extend(self.splitter.push(data).map(Frame::data)),
@@ -159,14 +232,14 @@ impl Events {
     }
 
     /// The stream broke. A half event that was held back is dropped: a client could not read it.
-    fn break_off(&mut self) {
+    fn break_off(&mut self, reason: Reason) {
         const MESSAGE: &str =
             "the model server's answer broke off; what came so far is incomplete, ask again";
         if self.splitter.is_inside_event() {
             self.ready.push_back(Frame::data(Bytes::from_static(b"\n\n")));
         }
         let api = self.api.unwrap_or(Api::ChatCompletions);
-        let event = inference::error_event(api, Reason::UpstreamBroken.word(), MESSAGE);
+        let event = inference::error_event(api, reason.word(), MESSAGE);
         self.ready.push_back(Frame::data(event));
     }
 }
@@ -179,26 +252,32 @@ impl Body for AnswerBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        match self.get_mut() {
-            AnswerBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            AnswerBody::Passed(passed) => passed.poll(context),
+        let this = self.get_mut();
+        this.service.asked();
+        let polled = match &mut this.content {
+            Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Passed(passed) => passed.poll(context),
+        };
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            this.service.offer();
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            AnswerBody::Whole(bytes) => bytes.is_none(),
-            AnswerBody::Passed(passed) => passed.is_done(),
+        match &self.content {
+            Content::Whole(bytes) => bytes.is_none(),
+            Content::Passed(passed) => passed.is_done(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            AnswerBody::Whole(bytes) => {
+        match &self.content {
+            Content::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             // The answer's own content-length header, where it has one, is passed on as it is.
-            AnswerBody::Passed(_) => SizeHint::default(),
+            Content::Passed(_) => SizeHint::default(),
         }
     }
 }

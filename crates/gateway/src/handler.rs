@@ -1,29 +1,43 @@
 //! One request through the HTTP door, from its head to the answer's head.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use director::{Director, Exchange, Failure, Head, Progress, Reason, Refusal};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use inference::{AnswerKind, Api};
+use telemetry::{Limit, Metrics};
 use tokio::time::sleep;
 
-use crate::answer::{AnswerBody, Passed};
-use crate::headers::{self, X_POINTSMAN_REASON, X_REQUEST_ID};
+use crate::answer::{AnswerBody, Content, Events, Passed};
+use crate::connections::InService;
+use crate::headers::{self, ClientHeaders, X_POINTSMAN_REASON, X_REQUEST_ID};
+use crate::limits::Limits;
 use crate::upload::Upload;
-use crate::upstream::{Timeouts, Upstream};
+use crate::upstream::Upstream;
 
 /// The HTTP door in front of a director.
 pub struct Gateway {
     director: Arc<Director>,
     upstream: Upstream,
-    timeouts: Timeouts,
+    limits: Limits,
+    client_headers: ClientHeaders,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) peer: IpAddr,
+    /// Whether it asks over TLS.
+    pub(crate) tls: bool,
+    /// Whether the process drains: this request is the connection's last.
+    pub(crate) draining: bool,
 }
 
 /// An answer whose first byte is here.
@@ -33,39 +47,103 @@ struct Answer {
 }
 
 impl Gateway {
-    /// A door that sends requests where `director` says.
+    /// A door that sends requests where `director` says, over connections that `upstream` makes.
     #[must_use]
-    pub fn new(director: Arc<Director>, timeouts: Timeouts) -> Arc<Gateway> {
-        Arc::new(Gateway { director, upstream: Upstream::new(timeouts), timeouts })
+    pub fn new(
+        director: Arc<Director>,
+        upstream: Upstream,
+        limits: Limits,
+        client_headers: ClientHeaders,
+    ) -> Arc<Gateway> {
+        Arc::new(Gateway { director, upstream, limits, client_headers })
+    }
+
+    /// The bounds of this door.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        self.director.metrics()
+    }
+
+    /// Requests that are dropped from now on end because the process stops.
+    pub(crate) fn cut_off(&self) {
+        self.director.cut_off();
     }
 
     /// Answers one request. Dropping the future cancels the request upstream.
     pub(crate) async fn handle(
         self: Arc<Gateway>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
+        mut request: Request<Incoming>,
+        client: Client,
+        service: InService,
     ) -> Result<Response<AnswerBody>, Infallible> {
+        if self.client_headers == ClientHeaders::Distrust {
+            headers::distrust(request.headers_mut());
+        }
         let request_id = headers::request_id(request.headers());
-        let answer = if is_models_list(&request) {
-            self.models(&request_id).await
+        let version = request.version();
+        let answer = if let Err(refusal) = self.check_head(&request) {
+            Err(self.director.refuse(refusal))
+        } else if is_models_list(&request) {
+            self.models().await
         } else {
-            self.forward(request, peer, &request_id).await
+            self.forward(request, client, &request_id).await
         };
-        Ok(answer.unwrap_or_else(|refusal| refuse(&refusal, &request_id)))
+        let last = client.draining || answer.as_ref().is_err_and(leaves_body_unread);
+        let mut response = answer.unwrap_or_else(|refusal| refuse(&refusal));
+        let answered = response.headers_mut();
+        answered.entry(X_REQUEST_ID).or_insert(request_id);
+        if last && version < Version::HTTP_2 {
+            answered.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response.map(|content| AnswerBody::new(content, service)))
+    }
+
+    /// Refuses a head that is beyond the limits, or that no server may take (RFC 9112, section 3.2).
+    fn check_head(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
+        let headers = request.headers();
+        if headers.len() > self.limits.headers_max {
+            self.metrics().limits.reached(Limit::Headers);
+            let message = format!(
+                "the request has {} header fields; at most {} are taken",
+                headers.len(),
+                self.limits.headers_max
+            );
+            return Err(Refusal::new(Reason::HeadersTooLarge, message));
+        }
+        let bytes = headers::head_bytes(request.uri(), headers);
+        if bytes > self.limits.header_bytes_max {
+            self.metrics().limits.reached(Limit::HeaderBytes);
+            let message = format!(
+                "the request's head has {bytes} bytes; at most {} are taken",
+                self.limits.header_bytes_max
+            );
+            return Err(Refusal::new(Reason::HeadersTooLarge, message));
+        }
+        if request.method() == Method::CONNECT {
+            return Err(Refusal::new(Reason::Malformed, "CONNECT: this is a gateway, not a tunnel"));
+        }
+        headers::check_host(request.version(), request.uri(), headers)
+            .map_err(|what| Refusal::new(Reason::Malformed, what))
     }
 
     async fn forward(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        client: Client,
         request_id: &HeaderValue,
-    ) -> Result<Response<AnswerBody>, Refusal> {
+    ) -> Result<Response<Content>, Refusal> {
         let (mut parts, body) = request.into_parts();
         let api = Api::from_path(parts.uri.path()).filter(|_| parts.method == Method::POST);
         let content_length = content_length(&parts.headers);
         let readable = api.is_some() && is_readable(&parts.headers);
         let mut intake = self.director.begin(Head { path: parts.uri.path(), content_length, readable })?;
-        let mut upload = Upload::new(body, content_length, self.director.limits().body_bytes_max);
+        let mut upload =
+            Upload::new(body, content_length, Arc::clone(&self.director), self.limits.body_stall)
+                .map_err(|refusal| intake.refuse(refusal))?;
         while intake.progress() == Progress::More {
             match upload.read().await {
                 Some(Ok(chunk)) => {
@@ -82,11 +160,11 @@ impl Gateway {
             }
         }
         let mut exchange = intake.route().await?;
-        headers::to_upstream(&mut parts.headers, &parts.uri, peer.ip(), request_id);
+        headers::to_upstream(&mut parts.headers, &parts.uri, client, request_id);
         let attempted = self.attempt_all(&parts, &upload, &mut exchange).await;
         exchange.request_bytes(upload.bytes());
         match attempted {
-            Ok(answer) => Ok(pass(answer, exchange, upload, api, request_id)),
+            Ok(answer) => Ok(self.pass(answer, exchange, upload, api)),
             Err(refusal) => {
                 exchange.end(refusal.reason);
                 Err(refusal)
@@ -104,7 +182,10 @@ impl Gateway {
         loop {
             let attempted = tokio::select! {
                 attempted = self.attempt(parts, upload, exchange) => attempted,
-                () = self.out_of_time(upload, exchange) => Err(Failure::Timeout),
+                () = self.out_of_time(upload, exchange) => {
+                    self.metrics().limits.reached(Limit::FirstByte);
+                    Err(Failure::Timeout)
+                }
             };
             if let Some(refusal) = upload.failure() {
                 return Err(refusal);
@@ -125,11 +206,11 @@ impl Gateway {
         }
     }
 
-    /// Resolves when the endpoint has had its time. It begins when it has the whole request: a client that uploads
-    /// slowly is not the endpoint's fault.
+    /// Resolves when the endpoint has had its time. It begins when the whole request is here: a client that uploads
+    /// slowly is not the endpoint's fault, one that rests is refused.
     async fn out_of_time(&self, upload: &Upload, exchange: &Exchange) {
         upload.complete().await;
-        sleep(if exchange.is_streamed() { self.timeouts.first_byte } else { self.timeouts.unstreamed }).await;
+        sleep(if exchange.is_streamed() { self.limits.first_byte } else { self.limits.unstreamed }).await;
     }
 
     /// One attempt, up to the first part of the answer's body: engines send the head of a stream long before its
@@ -145,12 +226,36 @@ impl Gateway {
     }
 
     /// `GET /v1/models`: the models of all endpoints.
-    async fn models(&self, request_id: &HeaderValue) -> Result<Response<AnswerBody>, Refusal> {
+    async fn models(&self) -> Result<Response<Content>, Refusal> {
         let list = self.director.models().await?;
-        let mut response = Response::new(AnswerBody::Whole(Some(Bytes::from(list))));
+        let mut response = Response::new(Content::Whole(Some(Bytes::from(list))));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
         Ok(response)
+    }
+
+    /// The answer as the client gets it.
+    fn pass(
+        &self,
+        answer: Answer,
+        mut exchange: Exchange,
+        upload: Upload,
+        api: Option<Api>,
+    ) -> Response<Content> {
+        let (mut parts, rest) = answer.response.into_parts();
+        let kind = answer_kind(&parts.headers);
+        // An announced length leaves no room for an error event.
+        let event_stream =
+            kind == Some(AnswerKind::EventStream) && !parts.headers.contains_key(header::CONTENT_LENGTH);
+        headers::to_client(&mut parts.headers);
+        exchange.answer(parts.status, kind);
+        upload.settle();
+        let events = event_stream.then(|| Events::of(api));
+        let idle = self.limits.stream_idle;
+        let passed =
+            Passed::new(answer.first, rest, outcome_of(parts.status), exchange, upload, events, idle);
+        parts.version = Version::default();
+        parts.extensions = http::Extensions::default();
+        Response::from_parts(parts, Content::Passed(Box::new(passed)))
     }
 }
 
@@ -163,41 +268,24 @@ pub(crate) fn outcome_of(status: StatusCode) -> Reason {
     }
 }
 
-fn pass(
-    answer: Answer,
-    mut exchange: Exchange,
-    upload: Upload,
-    api: Option<Api>,
-    request_id: &HeaderValue,
-) -> Response<AnswerBody> {
-    let (mut parts, rest) = answer.response.into_parts();
-    let kind = answer_kind(&parts.headers);
-    // An announced length leaves no room for an error event.
-    let event_stream =
-        kind == Some(AnswerKind::EventStream) && !parts.headers.contains_key(header::CONTENT_LENGTH);
-    headers::to_client(&mut parts.headers, request_id);
-    exchange.answer(parts.status, kind);
-    let passed = Passed::new(answer.first, rest, parts.status, exchange, upload, event_stream, api);
-    parts.version = http::Version::default();
-    parts.extensions = http::Extensions::default();
-    Response::from_parts(parts, AnswerBody::Passed(Box::new(passed)))
-}
-
-fn refuse(refusal: &Refusal, request_id: &HeaderValue) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::Whole(Some(Bytes::from(refusal.body()))));
+fn refuse(refusal: &Refusal) -> Response<Content> {
+    let mut response = Response::new(Content::Whole(Some(Bytes::from(refusal.body()))));
     *response.status_mut() = refusal.reason.status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(X_POINTSMAN_REASON, HeaderValue::from_static(refusal.reason.word()));
-    headers.insert(X_REQUEST_ID, request_id.clone());
     if let Some(seconds) = refusal.retry_after_seconds() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if refusal.reason == Reason::BodyTooLarge {
-        // The rest of the body is not read: the connection cannot serve another request.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
     response
+}
+
+/// Whether the rest of the body is not read: then an HTTP/1.1 connection cannot serve another request.
+fn leaves_body_unread(refusal: &Refusal) -> bool {
+    matches!(
+        refusal.reason,
+        Reason::BodyTooLarge | Reason::ClientTooSlow | Reason::TooManyBytes | Reason::HeadersTooLarge
+    )
 }
 
 fn gave_up(failure: Failure) -> Refusal {

@@ -1,14 +1,17 @@
 //! What a proxy does to headers (RFC 9110, section 7.6): drops what is for one hop, keeps the rest, says who asked.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, Uri, Version};
+
+use crate::handler::Client;
 
 /// The reason word of an answer that Pointsman made itself.
 pub(crate) const X_POINTSMAN_REASON: HeaderName = HeaderName::from_static("x-pointsman-reason");
@@ -17,7 +20,8 @@ pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Headers for one hop (RFC 9110, section 7.6.1), besides those that `Connection` names.
+/// Headers for one hop (RFC 9110, section 7.6.1), besides those that `Connection` names. `Trailer` is not one: without
+/// it neither side sends trailers.
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -43,38 +47,108 @@ const CONTROL: [&str; 10] = [
     "x-pointsman-reason",
 ];
 
+/// Headers by which those in front of us tell who asked.
+const FORWARDED: [&str; 7] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// What else the codecs may hold of a field (RFC 9113, section 6.5.2, counts 32 bytes; here: `: ` and the line's end).
+const FIELD_BYTES: usize = 4;
+
 /// Longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// Whether clients are believed what they say in control headers and of who asked before them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientHeaders {
+    /// They are: clients are colleagues, or a proxy in front has made their headers sound.
+    #[default]
+    Trust,
+    /// They are not: such headers are dropped before anything reads them.
+    Distrust,
+}
+
+/// Drops what only a trusted client may say.
+pub(crate) fn distrust(headers: &mut HeaderMap) {
+    for name in CONTROL.iter().chain(&FORWARDED) {
+        headers.remove(*name);
+    }
+}
+
+/// Bytes of a request's head: its target, and names and values of its fields.
+pub(crate) fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    headers
+        .iter()
+        .fold(target, |bytes, (name, value)| bytes + name.as_str().len() + value.len() + FIELD_BYTES)
+}
+
+/// Refuses what RFC 9112, section 3.2, says a server must: an HTTP/1.1 request without `Host`, one with more than
+/// one, or with one that is no host.
+pub(crate) fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Err("the request has more than one Host field"),
+        (Some(host), None) if !is_host(host.as_bytes()) => Err("the Host field names no host"),
+        (None, None) if version == Version::HTTP_11 && uri.authority().is_none() => {
+            Err("the request has no Host field")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether that could be `host[:port]`: what would split a list or a line, or begin a path, cannot.
+fn is_host(host: &[u8]) -> bool {
+    host.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@,;\\\"<>".contains(byte))
+}
+
 /// Makes a client's headers fit to be sent to a model server.
-pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: IpAddr, request_id: &HeaderValue) {
+pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, client: Client, request_id: &HeaderValue) {
+    let trailers = wants_trailers(headers);
     drop_hop_by_hop(headers);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
     headers.remove(EXPECT);
     for name in CONTROL {
         headers.remove(name);
     }
-    if !headers.contains_key(HOST)
-        && let Some(authority) = uri.authority()
+    // A target in absolute form beats the Host field (RFC 9112, section 3.2.2).
+    if let Some(authority) = uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         headers.insert(HOST, host);
     }
-    let asked_for = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|known| known.to_str().ok());
-    let mut chain: Vec<String> =
-        asked_for.map(str::to_owned).filter(|known| !known.trim().is_empty()).collect();
-    chain.push(peer.to_canonical().to_string());
-    if let Ok(chain) = HeaderValue::from_str(&chain.join(", ")) {
-        headers.insert(X_FORWARDED_FOR, chain);
-    }
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_FOR, forwarded_for(headers, client.peer));
+    let scheme = if client.tls { "https" } else { "http" };
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(scheme));
     headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
+/// Those who asked before us, and the one who asks us.
+fn forwarded_for(headers: &HeaderMap, peer: IpAddr) -> HeaderValue {
+    let mut chain = String::with_capacity(48);
+    let before = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|known| known.to_str().ok());
+    for known in before.filter(|known| !known.trim().is_empty()) {
+        chain.push_str(known);
+        chain.push_str(", ");
+    }
+    // Writing to a String cannot fail.
+    let _ = write!(chain, "{}", peer.to_canonical());
+    // Parts of header values and an address are a header value.
+    HeaderValue::try_from(chain).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
 /// Makes a model server's headers fit to be sent to a client.
-pub(crate) fn to_client(headers: &mut HeaderMap, request_id: &HeaderValue) {
+pub(crate) fn to_client(headers: &mut HeaderMap) {
     drop_hop_by_hop(headers);
     headers.remove(X_POINTSMAN_REASON);
-    headers.entry(X_REQUEST_ID).or_insert_with(|| request_id.clone());
 }
 
 /// The client's request id, where it is a sound one; else a new one.
@@ -101,7 +175,16 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
-    headers.remove(TRAILER);
+}
+
+/// Whether `TE` asks for trailers (RFC 9110, section 10.1.4).
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// A UUID-shaped id (RFC 9562, version 8: numbers of our own): unique by a keyed hash of a counter; the key
@@ -138,7 +221,8 @@ mod tests {
     fn sent(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = headers(pairs);
         let uri = Uri::from_static("/v1/completions");
-        to_upstream(&mut headers, &uri, [192, 0, 2, 1].into(), &HeaderValue::from_static("id-1"));
+        let client = Client { peer: [192, 0, 2, 1].into(), tls: false, draining: false };
+        to_upstream(&mut headers, &uri, client, &HeaderValue::from_static("id-1"));
         headers
     }
 
@@ -147,12 +231,11 @@ mod tests {
         let sent = sent(&[
             ("connection", "close, X-Private"),
             ("x-private", "1"),
-            ("te", "trailers"),
+            ("te", "gzip;q=0.5, trailers"),
             ("accept", "*/*"),
         ]);
-        assert!(
-            !sent.contains_key("connection") && !sent.contains_key("x-private") && !sent.contains_key("te")
-        );
+        assert!(!sent.contains_key("connection") && !sent.contains_key("x-private"));
+        assert_eq!(sent["te"], "trailers");
         assert_eq!(sent["accept"], "*/*");
     }
 
@@ -161,6 +244,34 @@ mod tests {
         assert_eq!(sent(&[("x-forwarded-for", "203.0.113.9")])["x-forwarded-for"], "203.0.113.9, 192.0.2.1");
         assert_eq!(sent(&[])["x-forwarded-for"], "192.0.2.1");
         assert_eq!(sent(&[])["x-forwarded-proto"], "http");
+    }
+
+    #[test]
+    fn a_distrusted_client_says_nothing_of_who_asked() {
+        for name in CONTROL.iter().chain(&FORWARDED) {
+            let mut headers = headers(&[(name, "x"), ("accept", "*/*")]);
+            distrust(&mut headers);
+            assert_eq!(headers.len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_checked_as_the_rfc_has_it() {
+        let check = |version, uri: &'static str, hosts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(HOST, HeaderValue::from_static(host));
+            }
+            check_host(version, &Uri::from_static(uri), &headers).is_ok()
+        };
+        assert!(check(Version::HTTP_11, "/", &["h:80"]) && check(Version::HTTP_11, "/", &["[::1]:80"]));
+        assert!(check(Version::HTTP_11, "http://h/", &[]) && check(Version::HTTP_10, "/", &[]));
+        assert!(check(Version::HTTP_2, "http://h/", &[]) && check(Version::HTTP_11, "/", &[""]));
+        assert!(!check(Version::HTTP_11, "/", &[]));
+        assert!(!check(Version::HTTP_11, "/", &["a", "a"]));
+        for host in ["a b", "a/b", "a,b", "a@b", "a\tb"] {
+            assert!(!check(Version::HTTP_11, "/", &[host]), "{host}");
+        }
     }
 
     #[test]

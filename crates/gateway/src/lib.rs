@@ -2,26 +2,31 @@
 //!
 //! ```text
 //! listener ─> handler ─┬─ upload   the client's body: kept for another attempt, within a bound
-//!                      ├─ upstream the connections to model servers
+//!  │ connections       ├─ upstream the connections to model servers
 //!                      ├─ headers  what a proxy must drop, keep and add
 //!                      └─ answer   the model server's body, chunk by chunk; a broken stream says so
 //! ```
 //!
 //! Invariants
 //! - Everything that decides (endpoint, refusal, retry) is the director's; this crate carries bytes.
+//! - Nothing here is without a bound: [`Limits`] names each, and a counter tells when it is reached.
 //! - A client that hangs up drops the handler's future or the answer's body, and with it the upstream request and
 //!   the booking.
 //! - After the first byte of an answer's body went to the client no other endpoint is tried.
 //! - A body that needs no change is passed on byte for byte.
 
 mod answer;
+mod connections;
 mod handler;
 mod headers;
+mod limits;
 mod listener;
 mod upload;
 mod upstream;
 
 pub use handler::Gateway;
-pub use listener::{CONNECTIONS_MAX, serve};
+pub use headers::ClientHeaders;
+pub use limits::Limits;
+pub use listener::{ALPN, Listen, serve};
 pub use upload::REPLAY_BYTES_MAX;
-pub use upstream::Timeouts;
+pub use upstream::{Dial, Dialling, Stream, Upstream, dial_tcp};

@@ -1,116 +1,285 @@
-//! The listener: accepts connections within a bound, speaks HTTP/1.1 and HTTP/2, drains on shutdown.
+//! The listener: accepts connections within a bound, speaks HTTP/1.1 and HTTP/2, in the clear or over TLS, and drains
+//! on shutdown.
 
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use telemetry::{Limit, Metrics};
+use tls::ServingCertificate;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::handler::Gateway;
+use crate::connections::{Connection, Connections, Fate, Member, Noted};
+use crate::handler::{Client, Gateway};
+use crate::limits::Limits;
 
-/// Connections open at once; more wait in the kernel's backlog.
-pub const CONNECTIONS_MAX: usize = 16_384;
-/// A client that takes longer to send a request's head is let go: on a new connection, in the middle of a head, and
-/// on an HTTP/1.1 connection that is kept alive.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The protocols of a TLS listener, for [`ServingCertificate::open`].
+pub const ALPN: [&str; 2] = ["h2", "http/1.1"];
+
 /// An HTTP/2 client that does not answer a ping is let go.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Streams open at once on one HTTP/2 connection.
-const HTTP2_STREAMS_MAX: u32 = 256;
+/// What an HTTP/2 client may send ahead of what we take: on one stream, and on all of a connection.
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// What waits in memory for an HTTP/2 client that reads slowly, for each stream.
+const HTTP2_SEND_BYTES_MAX: usize = 64 << 10;
+/// What waits in memory for an HTTP/1.1 connection, in each direction.
+const HTTP1_BUFFER_BYTES_MAX: usize = 128 << 10;
 /// Pause after a failed accept (out of file descriptors, say): the cause needs time to go away.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// While stopping, the listener is closed when no connection has come for so long.
+const LAST_ACCEPT: Duration = Duration::from_millis(5);
+/// … and at the latest after this.
+const LAST_ACCEPTS: Duration = Duration::from_millis(100);
+/// While draining, how long an HTTP/1.1 connection without a request is kept for one that may be on its way; it is
+/// answered with `connection: close`. HTTP/2 needs no such grace: GOAWAY says which requests count.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// How long what was cut off may take to end.
+const CUT_MAX: Duration = Duration::from_secs(1);
+/// How long a connection may take to close as the protocol has it.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
-/// Serves `listener` until `shutdown`, then lets the requests in flight end for at most `drain`. True when all
-/// ended by themselves.
-pub async fn serve(
-    listener: TcpListener,
+/// Where connections of clients come from.
+pub trait Listen: Send + 'static {
+    /// One client's connection.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection, and who it is from.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = TcpListener::accept(self).await?;
+        // Fails only on a connection that is gone already.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, peer))
+    }
+}
+
+/// What a connection is served with.
+struct Service {
+    builder: Builder<Tracked>,
+    gateway: Arc<Gateway>,
+    limits: Limits,
+    certificate: Option<Arc<ServingCertificate>>,
+    draining: CancellationToken,
+}
+
+/// Runs the streams of HTTP/2 connections where they are waited for.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}
+
+/// Serves `listener` until `shutdown`, over TLS where there is a `certificate`; then lets the requests in flight end
+/// for at most `drain`. True when all ended by themselves.
+pub async fn serve<L: Listen>(
+    mut listener: L,
+    certificate: Option<Arc<ServingCertificate>>,
     gateway: Arc<Gateway>,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> bool {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS_MAX)
-        .keep_alive_interval(HTTP2_PING_INTERVAL);
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let graceful = GracefulShutdown::new();
-    let tracker = TaskTracker::new();
-    let abandon = CancellationToken::new();
-    while let Some((stream, peer, permit)) = accept(&listener, &connections, &shutdown).await {
-        let gateway = Arc::clone(&gateway);
-        let spoke = Arc::new(AtomicBool::new(false));
-        let silent = is_silent(Arc::clone(&spoke));
-        let service = service_fn(move |request| {
-            spoke.store(true, Relaxed);
-            Arc::clone(&gateway).handle(request, peer)
-        });
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        let abandon = abandon.clone();
+    let limits = gateway.limits();
+    let connections = Connections::new(limits, Arc::clone(gateway.metrics()));
+    let (tracker, abandon, ended) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+    let service = Arc::new(Service {
+        builder: builder(&limits, tracker.clone()),
+        gateway: Arc::clone(&gateway),
+        limits,
+        certificate,
+        draining: shutdown.clone(),
+    });
+    let sweep = Arc::clone(&connections).sweep();
+    let until = ended.clone();
+    let sweeping = TaskTracker::new();
+    sweeping.spawn(async move { until.run_until_cancelled(sweep).await });
+    let mut begin = |stream, peer, member| {
+        let (service, abandon) = (Arc::clone(&service), abandon.clone());
         tracker.spawn(async move {
-            let _permit = permit;
             tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "a connection ended badly");
-                },
-                () = silent => tracing::debug!(%peer, "a connection brought no request in time"),
+                () = service.connection(stream, peer, &member) => {}
                 () = abandon.cancelled() => {}
             }
         });
-    }
+    };
+    shutdown.run_until_cancelled(accept_all(&mut listener, &connections, &mut begin)).await;
+    // Closing the listener would reset those that the kernel has accepted for us.
+    let rest = async {
+        while let Ok(Ok((stream, peer))) = timeout(LAST_ACCEPT, listener.accept()).await {
+            begin(stream, peer, connections.admit(connections.room().await));
+        }
+    };
+    let _ = timeout(LAST_ACCEPTS, rest).await;
     drop(listener);
     tracker.close();
-    let drained = timeout(drain, graceful.shutdown()).await.is_ok();
+    let drained = timeout(drain, tracker.wait()).await.is_ok();
+    if !drained {
+        gateway.cut_off();
+    }
     abandon.cancel();
-    tracker.wait().await;
+    // Streams of a connection that was cut off learn of it at once.
+    let _ = timeout(CUT_MAX, tracker.wait()).await;
+    ended.cancel();
+    sweeping.close();
+    sweeping.wait().await;
     drained
 }
 
-/// Resolves when a new connection has brought no request in time.
-async fn is_silent(spoke: Arc<AtomicBool>) {
-    sleep(HEADER_READ_TIMEOUT).await;
-    if spoke.load(Relaxed) {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// The next connection; `None` once `shutdown` is asked for.
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-    shutdown: &CancellationToken,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+/// Hands every connection that comes to `begin`, within the bound.
+async fn accept_all<L: Listen>(
+    listener: &mut L,
+    connections: &Arc<Connections>,
+    mut begin: impl FnMut(L::Stream, SocketAddr, Member),
+) {
     loop {
-        let next = async {
-            let permit = Arc::clone(connections).acquire_owned().await.ok()?;
-            Some((listener.accept().await, permit))
-        };
-        let (accepted, permit) = tokio::select! {
-            () = shutdown.cancelled() => return None,
-            next = next => next?,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                // Fails only on a connection that is gone already.
-                let _ = stream.set_nodelay(true);
-                return Some((stream, peer, permit));
+        let room = connections.room().await;
+        match listener.accept().await {
+            Ok((stream, peer)) => begin(stream, peer, connections.admit(room)),
+            Err(error) if is_of_one_connection(&error) => {
+                tracing::debug!(%error, "a connection broke before it was accepted");
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Whether the next connection may be fine all the same.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn builder(limits: &Limits, tracker: TaskTracker) -> Builder<Tracked> {
+    let mut builder = Builder::new(Tracked(tracker));
+    // Ours are the limits that clients are told of, in JSON. Those of the codec are twice as wide.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_headers(limits.headers_max.saturating_mul(2))
+        .max_buf_size(HTTP1_BUFFER_BYTES_MAX.max(limits.header_bytes_max.saturating_mul(2)));
+    let header_bytes = u32::try_from(limits.header_bytes_max.saturating_mul(2)).unwrap_or(u32::MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_max)
+        .max_header_list_size(header_bytes)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
+        .keep_alive_interval(HTTP2_PING_INTERVAL);
+    builder
+}
+
+impl Service {
+    /// Serves one connection to its end.
+    async fn connection(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: SocketAddr,
+        member: &Member,
+    ) {
+        let connection = member.connection();
+        let Some(certificate) = &self.certificate else {
+            return self
+                .speak_http(Noted::new(stream, Arc::clone(connection)), peer, connection, false)
+                .await;
+        };
+        let handshake = TlsAcceptor::from(certificate.config()).accept(stream);
+        match timeout(self.limits.header_read, handshake).await {
+            Ok(Ok(stream)) => {
+                self.speak_http(Noted::new(stream, Arc::clone(connection)), peer, connection, true).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+            Err(_) => self.metrics().limits.reached(Limit::HeaderRead),
+        }
+    }
+
+    async fn speak_http<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        &self,
+        stream: Noted<S>,
+        peer: SocketAddr,
+        connection: &Arc<Connection>,
+        tls: bool,
+    ) {
+        let service = service_fn(|request| {
+            let client = Client { peer: peer.ip(), tls, draining: self.draining.is_cancelled() };
+            Arc::clone(&self.gateway).handle(request, client, connection.serve())
+        });
+        let mut serving = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let closing = async {
+            tokio::select! {
+                fate = connection.fate(false) => fate,
+                () = self.drained(connection) => Fate::Close,
+            }
+        };
+        let fate = tokio::select! {
+            ended = serving.as_mut() => return self.tell(peer, ended),
+            fate = closing => fate,
+        };
+        if fate == Fate::Cut {
+            return;
+        }
+        serving.as_mut().graceful_shutdown();
+        let overdue = async {
+            loop {
+                sleep(CLOSE_MAX).await;
+                if connection.is_without_request() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            ended = serving.as_mut() => self.tell(peer, ended),
+            _ = connection.fate(true) => {}
+            () = overdue => {}
+        }
+    }
+
+    /// Resolves when the process drains and a last request has had its chance.
+    async fn drained(&self, connection: &Connection) {
+        self.draining.cancelled().await;
+        if !connection.is_http2() {
+            sleep(LAST_REQUEST).await;
+        }
+    }
+
+    fn tell(&self, peer: SocketAddr, ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+        let Err(error) = ended else { return };
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
+            self.metrics().limits.reached(Limit::HeaderBytes);
+        }
+        tracing::debug!(%peer, %error, "a connection ended badly");
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.gateway.metrics()
     }
 }

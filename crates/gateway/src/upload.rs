@@ -6,15 +6,18 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use director::{Reason, Refusal};
+use director::{Director, HeldBytes, Reason, Refusal};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use telemetry::Limit;
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// How much of a body is kept for another attempt once its endpoint is picked. What was read before the pick is
 /// kept whole: it had to be held anyway.
@@ -22,25 +25,38 @@ pub const REPLAY_BYTES_MAX: usize = 1 << 20;
 
 /// How much of a refused body is read on, and for how long.
 const DRAIN_BYTES_MAX: u64 = 1 << 20;
-const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+
+/// What a request costs whose body has not come.
+const REQUEST_BYTES: u64 = 4096;
+/// What holding one part of a body costs besides its bytes.
+const PART_BYTES: u64 = 64;
 
 /// A body that several attempts can send, one after the other. Dropping it lets go of the client's connection, also
 /// where an abandoned attempt lives on in a connection that does not end.
 pub(crate) struct Upload {
     shared: Arc<Mutex<Shared>>,
     announced: Option<u64>,
+    /// How long the client may rest.
+    stall: Duration,
 }
 
 struct Shared {
+    director: Arc<Director>,
+    /// What came so far, so that it can be sent again; parts that were sent and cannot be needed again are empty.
     kept: Vec<Bytes>,
+    /// Which of `kept` the present attempt sends next.
+    next: usize,
+    held: HeldBytes,
     kept_bytes: usize,
     /// What the client has not sent yet; `None` when the body is at its end.
     rest: Option<Incoming>,
+    /// Since when the client lets us wait for more.
+    waiting_since: Option<Instant>,
     trailers: Option<HeaderMap>,
-    /// False once a part was passed on that is not kept.
+    /// False once the body cannot be sent from its beginning any more.
     whole: bool,
     bytes: u64,
-    bytes_max: u64,
     failed: Option<Refusal>,
     /// Which attempt may read: an abandoned one must not take the wake-ups of its successor.
     attempts: u32,
@@ -52,7 +68,6 @@ struct Shared {
 pub(crate) struct Attempt {
     shared: Arc<Mutex<Shared>>,
     number: u32,
-    next: usize,
     sent: u64,
     announced: Option<u64>,
     done: bool,
@@ -64,48 +79,65 @@ pub(crate) struct Attempt {
 pub(crate) struct BrokenUpload;
 
 impl Upload {
-    /// The body of a request, none of it read.
-    pub(crate) fn new(body: Incoming, announced: Option<u64>, bytes_max: u64) -> Upload {
+    /// The body of a request, none of it read, of a client that may rest for `stall`.
+    ///
+    /// # Errors
+    /// When there is no memory for one more.
+    pub(crate) fn new(
+        body: Incoming,
+        announced: Option<u64>,
+        director: Arc<Director>,
+        stall: Duration,
+    ) -> Result<Upload, Refusal> {
+        let mut held = director.held_bytes();
+        held.take(REQUEST_BYTES)?;
         let rest = (!body.is_end_stream()).then_some(body);
-        Upload {
+        Ok(Upload {
             announced: if rest.is_none() { Some(0) } else { announced },
+            stall,
             shared: Arc::new(Mutex::new(Shared {
                 kept: Vec::new(),
+                next: 0,
+                held,
+                director,
                 kept_bytes: 0,
                 rest,
+                waiting_since: None,
                 trailers: None,
                 whole: true,
                 bytes: 0,
-                bytes_max,
                 failed: None,
                 attempts: 0,
                 at_end: Arc::default(),
             })),
-        }
+        })
     }
 
     /// Reads the next part before an endpoint is picked. `None` at the end.
     ///
     /// # Errors
-    /// When the client's body breaks off.
+    /// When the client's body breaks off or rests for too long, or there is no memory to hold it.
     pub(crate) async fn read(&mut self) -> Option<Result<Bytes, Refusal>> {
         loop {
             // Taken out while it is awaited: no lock across an await.
             let mut rest = self.shared.lock().rest.take()?;
-            let frame = rest.frame().await;
+            let frame = timeout(self.stall, rest.frame()).await;
             let mut shared = self.shared.lock();
             match frame {
-                None => {
+                Err(_) => return Some(Err(shared.stalled())),
+                Ok(None) => {
                     shared.end();
                     return None;
                 }
-                Some(Err(error)) => return Some(Err(shared.fail(broken(&error)))),
-                Some(Ok(frame)) => {
+                Ok(Some(Err(error))) => return Some(Err(shared.fail(broken(&error)))),
+                Ok(Some(Ok(frame))) => {
                     shared.rest = (!rest.is_end_stream()).then_some(rest);
                     match frame.into_data() {
                         Ok(data) => {
                             shared.bytes += data.len() as u64;
-                            shared.keep(data.clone());
+                            if let Err(refusal) = shared.keep(data.clone()) {
+                                return Some(Err(shared.fail(refusal)));
+                            }
                             return Some(Ok(data));
                         }
                         Err(frame) => shared.trailers = frame.into_trailers().ok(),
@@ -124,17 +156,17 @@ impl Upload {
                 }
             }
         };
-        let _ = tokio::time::timeout(DRAIN_MAX, reading).await;
+        let _ = timeout(DRAIN_MAX, reading).await;
     }
 
     /// A body for the next attempt, from the beginning. Attempts made before are at their end.
     pub(crate) fn attempt(&self) -> Attempt {
         let mut shared = self.shared.lock();
         shared.attempts += 1;
+        shared.next = 0;
         Attempt {
             shared: Arc::clone(&self.shared),
             number: shared.attempts,
-            next: 0,
             sent: 0,
             announced: self.announced,
             done: false,
@@ -148,15 +180,33 @@ impl Upload {
         shared.whole
     }
 
-    /// Resolves when all of the body has come from the client.
+    /// No other attempt will be made: what the present one has sent is let go.
+    pub(crate) fn settle(&self) {
+        self.shared.lock().keep_no_more();
+    }
+
+    /// Resolves when all of the body has come from the client, or it has rested for too long: then [`Self::failure`]
+    /// says so.
     pub(crate) async fn complete(&self) {
         let at_end = Arc::clone(&self.shared.lock().at_end);
         loop {
             let told = at_end.notified();
-            if self.shared.lock().rest.is_none() {
-                return;
+            let waiting_since = {
+                let mut shared = self.shared.lock();
+                if shared.rest.is_none() {
+                    return;
+                }
+                if shared.waiting_since.is_some_and(|since| since.elapsed() >= self.stall) {
+                    shared.stalled();
+                    return;
+                }
+                shared.waiting_since
+            };
+            let due = waiting_since.unwrap_or_else(Instant::now) + self.stall;
+            tokio::select! {
+                () = told => return,
+                () = sleep_until(due) => {}
             }
-            told.await;
         }
     }
 
@@ -175,7 +225,7 @@ impl Drop for Upload {
     fn drop(&mut self) {
         let mut shared = self.shared.lock();
         shared.attempts += 1;
-        shared.kept = Vec::new();
+        shared.let_go();
         shared.end();
     }
 }
@@ -186,14 +236,55 @@ impl Shared {
         self.at_end.notify_waiters();
     }
 
-    fn keep(&mut self, data: Bytes) {
+    /// # Errors
+    /// When there is no memory for it; then nothing is kept any more.
+    fn keep(&mut self, data: Bytes) -> Result<(), Refusal> {
+        self.held.take(data.len() as u64 + PART_BYTES)?;
         self.kept_bytes += data.len();
         self.kept.push(data);
+        Ok(())
+    }
+
+    /// From now on a part is let go as soon as it is sent.
+    fn keep_no_more(&mut self) {
+        self.whole = false;
+        if self.next >= self.kept.len() {
+            self.let_go();
+        } else {
+            self.kept[..self.next].fill(Bytes::new());
+        }
+    }
+
+    fn let_go(&mut self) {
+        self.kept = Vec::new();
+        self.next = 0;
+        self.held.give_back();
     }
 
     fn fail(&mut self, refusal: Refusal) -> Refusal {
         self.end();
         self.failed.insert(refusal).clone()
+    }
+
+    fn stalled(&mut self) -> Refusal {
+        self.director.metrics().limits.reached(Limit::BodyStall);
+        let message = format!(
+            "the request's body stopped after {} bytes; send it without long rests, or raise --body-stall-timeout",
+            self.bytes
+        );
+        self.fail(Refusal::new(Reason::ClientTooSlow, message))
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenUpload>>> {
+        let Some(part) = self.kept.get_mut(self.next) else {
+            return self.poll_rest(context);
+        };
+        let part = if self.whole { part.clone() } else { std::mem::take(part) };
+        self.next += 1;
+        if !self.whole && self.next == self.kept.len() {
+            self.let_go();
+        }
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenUpload>>> {
@@ -203,7 +294,12 @@ impl Shared {
         let Some(rest) = self.rest.as_mut() else {
             return Poll::Ready(self.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         };
-        match std::task::ready!(Pin::new(&mut *rest).poll_frame(context)) {
+        let Poll::Ready(frame) = Pin::new(&mut *rest).poll_frame(context) else {
+            self.waiting_since.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        };
+        self.waiting_since = None;
+        match frame {
             None => {
                 self.end();
                 Poll::Ready(None)
@@ -230,16 +326,17 @@ impl Shared {
             return Ok(frame);
         };
         self.bytes += data.len() as u64;
-        if self.bytes > self.bytes_max {
-            self.fail(Refusal::body_too_large(self.bytes_max));
+        if self.bytes > self.director.limits().body_bytes_max {
+            let refusal = self.director.body_too_large();
+            self.fail(refusal);
             return Err(BrokenUpload);
         }
-        if self.whole && self.kept_bytes + data.len() <= REPLAY_BYTES_MAX {
-            self.keep(data.clone());
-        } else {
-            self.whole = false;
-            self.kept = Vec::new();
+        // What does not fit is passed on all the same; it cannot be sent again.
+        let fits = self.kept_bytes + data.len() <= REPLAY_BYTES_MAX;
+        if self.whole && !(fits && self.keep(data.clone()).is_ok()) {
+            self.keep_no_more();
         }
+        self.next = self.kept.len();
         Ok(frame)
     }
 }
@@ -257,15 +354,10 @@ impl Body for Attempt {
             return Poll::Ready(None);
         }
         let mut shared = this.shared.lock();
-        let polled = if this.number != shared.attempts {
-            Poll::Ready(Some(Err(BrokenUpload)))
-        } else if let Some(kept) = shared.kept.get(this.next).cloned() {
-            this.next += 1;
-            Poll::Ready(Some(Ok(Frame::data(kept))))
+        let polled = if this.number == shared.attempts {
+            shared.poll_next(context)
         } else {
-            let polled = shared.poll_rest(context);
-            this.next = shared.kept.len();
-            polled
+            Poll::Ready(Some(Err(BrokenUpload)))
         };
         match &polled {
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
@@ -283,7 +375,7 @@ impl Body for Attempt {
             || (shared.rest.is_none()
                 && shared.failed.is_none()
                 && shared.trailers.is_none()
-                && self.next >= shared.kept.len())
+                && shared.next >= shared.kept.len())
     }
 
     fn size_hint(&self) -> SizeHint {

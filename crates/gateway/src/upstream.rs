@@ -1,13 +1,22 @@
 //! Connections to model servers: kept alive, and never kept longer than the servers keep them.
 
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use director::{AppProtocol, Endpoint, Failure};
 use http::{Request, Response, Uri, Version, header, uri};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::legacy::{Client, Error};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_service::Service;
 
 use crate::upload::Attempt;
 
@@ -21,48 +30,48 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// How long an endpoint may leave what was sent to it unread.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+/// What waits in memory for one connection.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
 
-/// How long an attempt may take until it counts as failed.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// Until a connection stands.
-    pub connect: Duration,
-    /// Until the first byte of a streamed answer's body, from when the endpoint has the whole request: queueing and
-    /// prefill in the engine are part of it.
-    pub first_byte: Duration,
-    /// Until the first byte of an answer that is not streamed, which comes when all of it is generated.
-    pub unstreamed: Duration,
+/// A connection to a model server, over whatever network.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+
+/// A connection that is being made.
+pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// Makes a connection to the authority of a URI.
+pub type Dial = Arc<dyn Fn(Uri) -> Dialling + Send + Sync>;
+
+/// The clients for both protocols that endpoints may speak, each in the clear and over TLS.
+pub struct Upstream {
+    http1: Client<HttpsConnector<Dialler>, Attempt>,
+    http2: Client<HttpsConnector<Dialler>, Attempt>,
 }
 
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            connect: Duration::from_secs(2),
-            first_byte: Duration::from_secs(300),
-            unstreamed: Duration::from_secs(3600),
-        }
-    }
-}
-
-/// The clients for both protocols that endpoints may speak.
-pub(crate) struct Upstream {
-    http1: Client<HttpConnector, Attempt>,
-    http2: Client<HttpConnector, Attempt>,
-}
+/// [`Dial`] as hyper wants it.
+#[derive(Clone)]
+struct Dialler(Dial);
 
 impl Upstream {
-    pub(crate) fn new(timeouts: Timeouts) -> Upstream {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(timeouts.connect));
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(KEEPALIVE));
-        connector.set_keepalive_interval(Some(KEEPALIVE));
-        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-        #[cfg(target_os = "linux")]
-        connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+    /// Over connections that `dial` makes; where an endpoint speaks TLS, with `trust`.
+    #[must_use]
+    pub fn new(dial: &Dial, trust: &ClientConfig) -> Upstream {
+        let connector = || {
+            HttpsConnectorBuilder::new()
+                .with_tls_config(trust.clone())
+                .https_or_http()
+                .enable_all_versions()
+                .wrap_connector(Dialler(Arc::clone(dial)))
+        };
         let mut builder = Client::builder(TokioExecutor::new());
-        builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT);
-        Upstream { http1: builder.build(connector.clone()), http2: builder.http2_only(true).build(connector) }
+        builder
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http1_max_buf_size(BUFFER_BYTES_MAX);
+        Upstream { http1: builder.build(connector()), http2: builder.http2_only(true).build(connector()) }
     }
 
     /// Sends `request` (its URI has path and query alone) to `endpoint`; resolves with the answer's head.
@@ -91,10 +100,52 @@ impl Upstream {
     }
 }
 
+/// Dials over TCP; a connection must stand within `connect_timeout`.
+#[must_use]
+pub fn dial_tcp(connect_timeout: Duration) -> Dial {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(connect_timeout));
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    #[cfg(target_os = "linux")]
+    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+    Arc::new(move |uri| {
+        let connecting = connector.clone().call(uri);
+        Box::pin(async move {
+            let stream = connecting.await.map_err(io::Error::other)?;
+            Ok(Box::new(stream.into_inner()) as Box<dyn Stream>)
+        })
+    })
+}
+
+impl Service<Uri> for Dialler {
+    type Response = TokioIo<Box<dyn Stream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let dialling = (self.0)(uri);
+        Box::pin(async move { Ok(TokioIo::new(dialling.await?)) })
+    }
+}
+
+impl Connection for Box<dyn Stream> {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
 fn absolute(relative: &Uri, endpoint: &Endpoint) -> Result<Uri, Failure> {
     let path = relative.path_and_query().cloned().unwrap_or(uri::PathAndQuery::from_static("/"));
     Uri::builder()
-        .scheme(uri::Scheme::HTTP)
+        .scheme(if endpoint.spec.tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP })
         .authority(endpoint.authority())
         .path_and_query(path)
         .build()

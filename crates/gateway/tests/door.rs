@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use director::{Clock, Declaration, Director, Limits};
-use gateway::{Gateway, REPLAY_BYTES_MAX, Timeouts};
+use gateway::{ClientHeaders, Gateway, REPLAY_BYTES_MAX, Upstream, dial_tcp};
 use parking_lot::Mutex;
 use pool::EndpointSpec;
 use telemetry::Metrics;
@@ -146,10 +146,10 @@ struct Door {
 
 impl Door {
     async fn before(servers: &[SocketAddr]) -> Door {
-        Door::patient(servers, Timeouts::default()).await
+        Door::patient(servers, gateway::Limits::default()).await
     }
 
-    async fn patient(servers: &[SocketAddr], timeouts: Timeouts) -> Door {
+    async fn patient(servers: &[SocketAddr], bounds: gateway::Limits) -> Door {
         let text = "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: p}\n\
             spec: {selector: {matchLabels: {app: x}}, targetPorts: [{number: 8000}]}\n";
         let pool = pool::parse("p.yaml", text).unwrap().pools.remove(0);
@@ -157,19 +157,21 @@ impl Door {
             name: address.to_string().into(),
             host: address.ip().to_string().into(),
             port: address.port(),
+            tls: false,
         };
         let endpoints = servers.iter().map(spec).collect();
         let metrics = Arc::new(Metrics::new("test"));
-        let limits = Limits { body_bytes_max: BODY_BYTES_MAX };
+        let limits = Limits { body_bytes_max: BODY_BYTES_MAX, ..Limits::default() };
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let director =
             Director::new(Arc::clone(&metrics), Clock::start(), limits, tracker.clone(), cancel.clone());
         director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let gateway = Gateway::new(Arc::clone(&director), timeouts);
+        let upstream = Upstream::new(&dial_tcp(bounds.connect), &tls::trusting().unwrap());
+        let gateway = Gateway::new(Arc::clone(&director), upstream, bounds, ClientHeaders::Trust);
         let stop = cancel.child_token();
-        let stopped = tracker.spawn(gateway::serve(listener, gateway, stop.clone(), DRAIN));
+        let stopped = tracker.spawn(gateway::serve(listener, None, gateway, stop.clone(), DRAIN));
         Door { address, director, metrics, stop, stopped }
     }
 
@@ -399,13 +401,13 @@ async fn what_is_not_posted_is_not_read_as_a_request_for_inference() {
 
 #[tokio::test]
 async fn a_stream_that_does_not_begin_goes_to_the_next_endpoint_and_a_whole_answer_does_not() {
-    let timeouts = Timeouts { first_byte: SHORT, unstreamed: SHORT, ..Timeouts::default() };
+    let bounds = gateway::Limits { first_byte: SHORT, unstreamed: SHORT, ..gateway::Limits::default() };
     let hanging = Scripted::start(Act::Hold(String::new())).await;
-    let door = Door::patient(&[hanging.address], timeouts).await;
+    let door = Door::patient(&[hanging.address], bounds).await;
     let answer = door.ask(&chat(10)).await;
     assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("upstream_timeout"), "{answer}");
     let server = Scripted::start(Act::Answer(OK.into())).await;
-    let door = Door::patient(&[hanging.address, server.address], timeouts).await;
+    let door = Door::patient(&[hanging.address, server.address], bounds).await;
     let streamed = chat(10).replace("\"model\"", "\"stream\":true,\"model\"");
     for _ in 0..4 {
         assert!(door.ask(&streamed).await.starts_with("HTTP/1.1 200"));
@@ -415,8 +417,8 @@ async fn a_stream_that_does_not_begin_goes_to_the_next_endpoint_and_a_whole_answ
 #[tokio::test]
 async fn a_client_that_uploads_slowly_is_not_the_endpoints_fault() {
     let server = Scripted::start(Act::Answer(OK.into())).await;
-    let timeouts = Timeouts { first_byte: SHORT, unstreamed: SHORT, ..Timeouts::default() };
-    let door = Door::patient(&[server.address], timeouts).await;
+    let bounds = gateway::Limits { first_byte: SHORT, unstreamed: SHORT, ..gateway::Limits::default() };
+    let door = Door::patient(&[server.address], bounds).await;
     let request = post(&chat(100_000));
     let (first, rest) = request.as_bytes().split_at(60_000);
     let mut client = door.connect().await;

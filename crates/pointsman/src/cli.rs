@@ -1,5 +1,7 @@
 //! The flags. Contract: names and defaults as operators' scripts know them.
 
+mod limits;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use sim::engine;
 use sim::server::{EngineKind, ServerConfig, TrtLlmPage};
 
 use crate::endpoint_flag::endpoint;
+
+pub(crate) use limits::LimitFlags;
 
 /// An inference gateway: sends each request to the model server that will answer it soonest.
 #[derive(Parser)]
@@ -22,7 +26,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Run the gateway on this machine. Without flags: in front of three simulated model servers.
-    Up(Up),
+    Up(Box<Up>),
     /// Run simulated model servers.
     Sim(Sim),
     /// Check manifests offline: what would be in force, and every fault.
@@ -36,7 +40,7 @@ pub(crate) struct Up {
     #[arg(short, long = "file", value_name = "PATH")]
     pub(crate) files: Vec<PathBuf>,
     /// An endpoint of the pool; repeatable.
-    #[arg(long = "endpoint", value_name = "HOST:PORT", value_parser = endpoint)]
+    #[arg(long = "endpoint", value_name = "[https://]HOST:PORT", value_parser = endpoint)]
     pub(crate) endpoints: Vec<EndpointSpec>,
     /// Start N simulated model servers on loopback and route to them [default: 3 when neither --file nor
     /// --endpoint is given].
@@ -51,13 +55,32 @@ pub(crate) struct Up {
     /// How long requests in flight may take to end after SIGTERM or ctrl-c.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = pool::parse_duration)]
     pub(crate) drain: Duration,
-    /// Largest request body, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = director::Limits::default().body_bytes_max)]
-    pub(crate) body_bytes_max: u64,
-    /// How long a model server may take to the first byte of a streamed answer, queueing in the engine included.
-    /// One that is not streamed may take an hour.
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = pool::parse_duration)]
-    pub(crate) first_byte_timeout: Duration,
+    /// How long the process goes on taking connections after SIGTERM, while /readyz already says no: time for whoever
+    /// balances load in front to notice.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = pool::parse_duration)]
+    pub(crate) drain_delay: Duration,
+    /// Share --listen with the process that listens there now (it needs this flag too) and take its new connections
+    /// over; then stop the other one.
+    #[arg(long)]
+    pub(crate) reuse_port: bool,
+    /// Whether clients are believed in control headers (x-gateway-…), x-forwarded-… and x-request-id, or those are
+    /// dropped.
+    #[arg(long, value_name = "WHETHER", default_value = "trust")]
+    pub(crate) client_headers: Believed,
+    /// A certificate chain in PEM: the gateway is served over TLS. Read again when it changes.
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, in PEM.
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Roots, in PEM, that vouch for model servers that speak TLS [default: the system's].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) upstream_ca: Option<PathBuf>,
+    /// Take any certificate from model servers that speak TLS.
+    #[arg(long, conflicts_with = "upstream_ca")]
+    pub(crate) upstream_insecure_skip_verify: bool,
+    #[command(flatten)]
+    pub(crate) limits: LimitFlags,
     #[command(flatten)]
     pub(crate) logging: Logging,
 }
@@ -140,6 +163,15 @@ impl Sim {
             ..ServerConfig::default()
         }
     }
+}
+
+/// Whether clients are believed what they say of themselves.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Believed {
+    /// They are.
+    Trust,
+    /// They are not.
+    Distrust,
 }
 
 #[derive(Args)]

@@ -1,11 +1,16 @@
-//! `HOST:PORT`, as in `--endpoint`.
+//! `[https://]HOST:PORT`, as in `--endpoint`.
 
 use pool::EndpointSpec;
 
-/// Reads `HOST:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
+/// Reads `HOST:PORT`, `[IPV6]:PORT` or `NAME:PORT`, with `https://` before it where it speaks TLS.
 pub(crate) fn endpoint(text: &str) -> Result<EndpointSpec, String> {
-    const EXPECTED: &str = "expected HOST:PORT, as in 10.0.0.7:8000, [fd00::7]:8000 or vllm-0:8000";
-    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
+    const EXPECTED: &str =
+        "expected HOST:PORT, as in 10.0.0.7:8000, [fd00::7]:8000 or vllm-0:8000, or https://HOST:PORT";
+    let (tls, address) = match text.strip_prefix("https://") {
+        Some(address) => (true, address),
+        None => (false, text),
+    };
+    let (host, port) = address.rsplit_once(':').ok_or(EXPECTED)?;
     let port = port.parse::<u16>().ok().filter(|port| *port > 0).ok_or(EXPECTED)?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let sound = match bare {
@@ -18,7 +23,7 @@ pub(crate) fn endpoint(text: &str) -> Result<EndpointSpec, String> {
     if !sound {
         return Err(EXPECTED.to_owned());
     }
-    Ok(EndpointSpec { name: text.into(), host: bare.unwrap_or(host).into(), port })
+    Ok(EndpointSpec { name: address.into(), host: bare.unwrap_or(host).into(), port, tls })
 }
 
 #[cfg(test)]
@@ -33,15 +38,25 @@ mod tests {
             ("vllm-0.ns:1", "vllm-0.ns", 1),
         ] {
             let spec = endpoint(text).unwrap();
-            assert_eq!((&*spec.host, spec.port), (host, port));
+            assert_eq!((&*spec.host, spec.port, spec.tls), (host, port, false));
         }
+        assert!(endpoint("https://vllm-0:8443").unwrap().tls);
     }
 
     #[test]
     fn what_is_no_endpoint_is_refused() {
-        for text in
-            ["", "10.0.0.7", ":80", "h:0", "h:65536", "fd00::7:80", "[fd00::7]", "http://h:80", "h:80/x"]
-        {
+        for text in [
+            "",
+            "10.0.0.7",
+            ":80",
+            "h:0",
+            "h:65536",
+            "fd00::7:80",
+            "[fd00::7]",
+            "ftp://h:80",
+            "https://h",
+            "h:80/x",
+        ] {
             assert!(endpoint(text).is_err(), "{text}");
         }
     }

@@ -1,21 +1,49 @@
-//! Logs go to stderr: for people, or one JSON object a line.
+//! Logs go to stderr: for people, or one JSON object a line. What is logged can be changed while the program runs.
 
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::cli::{LogFormat, Logging};
 
-/// Starts logging.
-pub(crate) fn init(flags: &Logging) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&flags.log).with_context(|| {
-        format!("--log {}: expected error, warn, info, debug, trace or directives", flags.log)
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match flags.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+const EXPECTED: &str = "expected error, warn, info, debug, trace or directives such as info,director=debug";
+
+/// Changes what is logged.
+pub(crate) struct LogControl(Handle<EnvFilter, Registry>);
+
+impl LogControl {
+    /// What is logged now.
+    pub(crate) fn level(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
     }
-    Ok(())
+
+    /// Logs by `level` from now on.
+    pub(crate) fn set_level(&self, level: &str) -> Result<(), String> {
+        let filter = filter(level).map_err(|error| format!("`{level}`: {error}; {EXPECTED}"))?;
+        self.0.reload(filter).map_err(|error| error.to_string())?;
+        tracing::info!("the log level is `{level}` now");
+        Ok(())
+    }
+}
+
+/// Starts logging.
+pub(crate) fn init(flags: &Logging) -> anyhow::Result<LogControl> {
+    let filter = filter(&flags.log).with_context(|| format!("--log {}: {EXPECTED}", flags.log))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let log = fmt::layer().with_writer(std::io::stderr);
+    let log = match flags.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
+        LogFormat::Json => log.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(log).init();
+    Ok(LogControl(handle))
+}
+
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    anyhow::ensure!(!level.is_empty(), "it is empty");
+    Ok(EnvFilter::builder().parse(level)?)
 }

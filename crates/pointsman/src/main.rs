@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod endpoint_flag;
+mod listen;
 mod logging;
 mod shutdown;
 mod sim;
@@ -13,27 +14,33 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use logging::LogControl;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().command {
-        cli::Command::Up(flags) => run(&flags.logging, up::run(&flags)),
-        cli::Command::Sim(flags) => run(&flags.logging, sim::run(&flags)),
+        cli::Command::Up(flags) => run(&flags.logging, |log| up::run(&flags, log)),
+        cli::Command::Sim(flags) => run(&flags.logging, |_| sim::run(&flags)),
         cli::Command::Check(flags) => check::run(&flags),
     }
 }
 
 /// Runs a server to its end: exit 0 after an orderly shutdown, 2 when it cannot start.
-fn run(logging: &cli::Logging, server: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    if let Err(error) = logging::init(logging) {
-        return fail(&error);
-    }
+fn run<S: Future<Output = anyhow::Result<()>>>(
+    logging: &cli::Logging,
+    server: impl FnOnce(LogControl) -> S,
+) -> ExitCode {
+    let log = match logging::init(logging) {
+        Ok(log) => log,
+        Err(error) => return fail(&error),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
-    match runtime.block_on(server) {
+    match runtime.block_on(server(log)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

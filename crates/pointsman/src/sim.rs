@@ -47,6 +47,7 @@ pub(crate) async fn start_for_up(
         name: format!("{}-{number}", config.name).into(),
         host: server.addr().ip().to_string().into(),
         port: server.addr().port(),
+        tls: false,
     };
     Ok(servers.iter().enumerate().map(spec).collect())
 }

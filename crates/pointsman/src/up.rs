@@ -1,25 +1,32 @@
 //! `pointsman up`: the whole thing on one machine.
 
 use std::collections::HashSet;
+use std::future::Future;
 use std::io::{IsTerminal, Write as _};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use director::{Clock, Declaration, Director, Limits};
-use gateway::{Gateway, Timeouts};
+use director::{Clock, Declaration, Director};
+use gateway::{ClientHeaders, Gateway, Upstream};
 use pool::{Declared, EndpointSpec, InferencePool, PoolPolicy};
 use telemetry::Metrics;
 use telemetry::admin::{self, Subject};
-use tokio::net::TcpListener;
+use tls::ServingCertificate;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{LogFormat, Up};
+use crate::cli::{Believed, LimitFlags, LogFormat, Up};
+use crate::listen;
+use crate::logging::LogControl;
 use crate::shutdown::{self, Signals};
 use crate::sim;
 use crate::sources::{LOOK_EVERY, Sources};
+
+/// What runs beside the requests, until the process stops.
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Simulated model servers when nothing else is named.
 const SIM_DEFAULT: u16 = 3;
@@ -36,14 +43,17 @@ spec:
 ";
 
 /// Runs until SIGTERM or ctrl-c.
-pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
+pub(crate) async fn run(flags: &Up, log: LogControl) -> anyhow::Result<()> {
     let sources = Sources::open(&flags.files)?;
     let declared = declared(&sources)?;
     let pool = the_one_pool(&declared)?;
     let mut told = HashSet::new();
     tell_unused(&declared, &mut told);
-    let listener = bind(flags.listen, "--listen").await?;
-    let admin_listener = bind(flags.admin, "--admin").await?;
+    let limits = flags.limits.fit(listen::raise_open_files_max());
+    let certificate = certificate(flags)?;
+    let upstream = upstream(flags, &limits)?;
+    let listener = listen::bind(flags.listen, "--listen", flags.reuse_port)?;
+    let admin_listener = listen::bind(flags.admin, "--admin", false)?;
     let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
     let (tracker, background, stopping) =
         (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
@@ -53,16 +63,31 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
     extra.extend(sim::start_for_up(sims_wanted(flags), runtime, &tracker, &background).await?);
 
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-    let limits = Limits { body_bytes_max: flags.body_bytes_max };
-    let director =
-        Director::new(Arc::clone(&metrics), Clock::start(), limits, tracker.clone(), background.clone());
+    let director = Director::new(
+        Arc::clone(&metrics),
+        Clock::start(),
+        limits.of_director(),
+        tracker.clone(),
+        background.clone(),
+    );
     director.declare(&declaration(pool, &declared, &extra)).settled(SETTLE_MAX).await;
 
+    let in_background = |task: Task| {
+        let until = background.clone();
+        tracker.spawn(async move { until.run_until_cancelled(task).await });
+    };
     let watch =
         Watch { sources, told, extra, director: Arc::clone(&director), metrics: Arc::clone(&metrics) };
-    let until = background.clone();
-    tracker.spawn(async move { until.run_until_cancelled(watch.run()).await });
-    let subject = Arc::new(UntilStopping { director: Arc::clone(&director), stopping: stopping.clone() });
+    in_background(Box::pin(watch.run()));
+    if let Some(certificate) = &certificate {
+        in_background(Box::pin(Arc::clone(certificate).watch()));
+    }
+    let subject = Arc::new(Program {
+        director: Arc::clone(&director),
+        stopping: stopping.clone(),
+        limits: limits.view(),
+        log,
+    });
     let until = background.clone().cancelled_owned();
     tracker.spawn(async move {
         if let Err(error) = admin::serve(admin_listener, metrics, subject, until).await {
@@ -70,14 +95,27 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
         }
     });
 
-    let timeouts = Timeouts { first_byte: flags.first_byte_timeout, ..Timeouts::default() };
-    let serving = gateway::serve(listener, Gateway::new(director, timeouts), stopping.clone(), flags.drain);
+    if flags.reuse_port {
+        listen::take_over(&listener).context("--reuse-port: new connections cannot be taken over")?;
+    }
+    let client_headers = match flags.client_headers {
+        Believed::Trust => ClientHeaders::Trust,
+        Believed::Distrust => ClientHeaders::Distrust,
+    };
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let gateway = Gateway::new(director, upstream, limits.of_gateway(), client_headers);
+    let accepting = CancellationToken::new();
+    let serving = gateway::serve(listener, certificate, gateway, accepting.clone(), flags.drain);
     let mut signals = Signals::listen()?;
-    tell_ready(addresses, flags.logging.log_format)?;
+    tell_ready(scheme, addresses, flags.logging.log_format)?;
     let stopped = async {
         let signal = signals.next().await;
         tracing::info!(signal, drain = ?flags.drain, "stopping: no new request, those in flight end");
         stopping.cancel();
+        tokio::select! {
+            () = tokio::time::sleep(flags.drain_delay) => accepting.cancel(),
+            signal = signals.next() => return signal,
+        }
         signals.next().await
     };
     tokio::select! {
@@ -91,10 +129,26 @@ pub(crate) async fn run(flags: &Up) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{flag} {address}: cannot be listened on (port 0 takes a free one)"))
+/// The certificate that the flags name.
+fn certificate(flags: &Up) -> anyhow::Result<Option<Arc<ServingCertificate>>> {
+    let (Some(cert), Some(key)) = (&flags.tls_cert, &flags.tls_key) else { return Ok(None) };
+    let certificate = ServingCertificate::open(cert, key, &gateway::ALPN).context("--tls-cert, --tls-key")?;
+    Ok(Some(Arc::new(certificate)))
+}
+
+/// The connections to model servers, trusting whom the flags say.
+fn upstream(flags: &Up, limits: &LimitFlags) -> anyhow::Result<Upstream> {
+    let trust = if flags.upstream_insecure_skip_verify {
+        tls::trusting()?
+    } else {
+        match tls::roots(flags.upstream_ca.as_deref()) {
+            Ok(roots) => tls::verifying(roots)?,
+            // Nobody may ever speak TLS to a model server: then no root is needed.
+            Err(_) if flags.upstream_ca.is_none() => tls::verifying(tls::no_roots())?,
+            Err(error) => return Err(error).context("--upstream-ca"),
+        }
+    };
+    Ok(Upstream::new(&gateway::dial_tcp(limits.of_gateway().connect), &trust))
 }
 
 fn sims_wanted(flags: &Up) -> u16 {
@@ -207,13 +261,15 @@ impl Watch {
     }
 }
 
-/// The director as the admin door shows it, until the process stops.
-struct UntilStopping {
+/// The program as the admin door shows it.
+struct Program {
     director: Arc<Director>,
     stopping: CancellationToken,
+    limits: serde_json::Value,
+    log: LogControl,
 }
 
-impl Subject for UntilStopping {
+impl Subject for Program {
     fn ready(&self) -> Result<(), String> {
         if self.stopping.is_cancelled() {
             return Err("shutting down".into());
@@ -222,13 +278,27 @@ impl Subject for UntilStopping {
     }
 
     fn state(&self) -> serde_json::Value {
-        self.director.state()
+        let mut state = self.director.state();
+        state["limits"] = self.limits.clone();
+        state
+    }
+
+    fn log_level(&self) -> String {
+        self.log.level()
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), String> {
+        self.log.set_level(level)
     }
 }
 
 /// One line for programs; on a terminal, what a person needs next.
-fn tell_ready((gateway, admin): (SocketAddr, SocketAddr), format: LogFormat) -> std::io::Result<()> {
-    let (gateway, admin) = (admin::url(gateway), admin::url(admin));
+fn tell_ready(
+    scheme: &str,
+    (gateway, admin): (SocketAddr, SocketAddr),
+    format: LogFormat,
+) -> std::io::Result<()> {
+    let (gateway, admin) = (admin::url(scheme, gateway), admin::url("http", admin));
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "ready gateway={gateway} admin={admin}")?;
     if stdout.is_terminal() && format == LogFormat::Text {

@@ -38,4 +38,4 @@ pub use policy::{
 };
 pub use report::{Report, report};
 pub use settings::settings_reference;
-pub use slices::{AddressType, EndpointSlice, EndpointSpec, SliceEndpoint};
+pub use slices::{AddressType, EndpointSlice, EndpointSpec, SliceEndpoint, SlicePort};

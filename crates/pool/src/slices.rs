@@ -15,6 +15,9 @@ const ENDPOINTS_MAX: usize = 1000;
 const PORTS_MAX: usize = 100;
 const ADDRESSES_MAX: usize = 100;
 
+/// The one `appProtocol` that matters here.
+const HTTPS: &str = "https";
+
 const ADDRESS_TYPES: [(&str, AddressType); 3] =
     [("IPv4", AddressType::Ipv4), ("IPv6", AddressType::Ipv6), ("FQDN", AddressType::Fqdn)];
 
@@ -27,6 +30,8 @@ pub struct EndpointSpec {
     pub host: Arc<str>,
     /// From 1.
     pub port: u16,
+    /// Whether it is spoken to over TLS.
+    pub tls: bool,
 }
 
 /// A `discovery.k8s.io/v1` EndpointSlice, as far as it matters here.
@@ -43,9 +48,18 @@ pub struct EndpointSlice {
     /// What its addresses are.
     pub address_type: AddressType,
     /// Its ports in the order written; empty: the pool's target ports.
-    pub ports: Vec<u16>,
+    pub ports: Vec<SlicePort>,
     /// Its endpoints in the order written.
     pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// One port of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SlicePort {
+    /// From 1.
+    pub number: u16,
+    /// `appProtocol: https`: spoken to over TLS.
+    pub tls: bool,
 }
 
 /// What the addresses of a slice are.
@@ -87,8 +101,10 @@ impl InferencePool {
     pub fn endpoints(&self, slices: &[EndpointSlice]) -> Vec<EndpointSpec> {
         let mut seen = Seen::default();
         let mut endpoints = Vec::new();
+        let clear = |&number: &u16| SlicePort { number, tls: false };
+        let target_ports: Vec<SlicePort> = self.target_ports.iter().map(clear).collect();
         for slice in slices.iter().filter(|slice| self.selects(slice)) {
-            let ports = if slice.ports.is_empty() { &self.target_ports } else { &slice.ports };
+            let ports = if slice.ports.is_empty() { &target_ports } else { &slice.ports };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
                 let pod: &str = endpoint.target_name.as_deref().unwrap_or(&endpoint.address);
                 for (rank, &port) in ports.iter().enumerate() {
@@ -111,7 +127,8 @@ struct Seen {
 
 impl Seen {
     /// The endpoint, unless it has been taken in before.
-    fn admit(&mut self, pod: &str, name: String, host: &Arc<str>, port: u16) -> Option<EndpointSpec> {
+    fn admit(&mut self, pod: &str, name: String, host: &Arc<str>, port: SlicePort) -> Option<EndpointSpec> {
+        let SlicePort { number: port, tls } = port;
         if self.hosts.contains(&(Arc::clone(host), port)) || !self.pods.insert((pod.to_owned(), port)) {
             return None;
         }
@@ -121,7 +138,7 @@ impl Seen {
         while !self.names.insert(Arc::clone(&name)) {
             name = format!("{name}-{port}").into();
         }
-        Some(EndpointSpec { name, host: Arc::clone(host), port })
+        Some(EndpointSpec { name, host: Arc::clone(host), port, tls })
     }
 }
 
@@ -150,24 +167,25 @@ pub(crate) fn read(reader: &mut Reader, node: &Node) -> Read<EndpointSlice> {
     })
 }
 
-/// The numbers of the TCP ports that the slice names.
-fn ports(reader: &mut Reader, root: &Fields<'_>) -> Read<Vec<u16>> {
+/// The TCP ports that the slice names.
+fn ports(reader: &mut Reader, root: &Fields<'_>) -> Read<Vec<SlicePort>> {
     let items = root.list(reader, "ports")?;
     if items.len() > PORTS_MAX {
         let (what, expected) = (format!("found {} ports", items.len()), format!("at most {PORTS_MAX}"));
         return Err(root.invalid(reader, "ports", what, expected));
     }
-    let numbers = all(items.into_iter().map(|(path, item)| {
+    let named = all(items.into_iter().map(|(path, item)| {
         let port = Fields::open(reader, item, path, &["name", "protocol", "port", "appProtocol"])?;
         let number = port.whole::<u16>(reader, "port", 1..=65_535);
         let is_tcp =
             port.word(reader, "protocol", &[("TCP", true), ("UDP", false), ("SCTP", false)])?.unwrap_or(true);
-        Ok(number?.filter(|_| is_tcp))
+        let tls = port.text(reader, "appProtocol")?.is_some_and(|protocol| protocol == HTTPS);
+        Ok(number?.filter(|_| is_tcp).map(|number| SlicePort { number, tls }))
     }))?;
-    let mut ports: Vec<u16> = Vec::new();
-    for number in numbers.into_iter().flatten() {
-        if !ports.contains(&number) {
-            ports.push(number);
+    let mut ports: Vec<SlicePort> = Vec::new();
+    for port in named.into_iter().flatten() {
+        if !ports.iter().any(|known| known.number == port.number) {
+            ports.push(port);
         }
     }
     Ok(ports)

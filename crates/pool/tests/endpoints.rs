@@ -52,6 +52,18 @@ fn the_slices_ports_come_before_the_pools() {
 }
 
 #[test]
+fn a_port_whose_protocol_is_https_is_spoken_to_over_tls() {
+    let text = ours(
+        "ports: [{port: 80, appProtocol: http}, {port: 443, appProtocol: https}, {port: 90}]\n\
+         endpoints: [{addresses: [10.0.0.1]}]",
+    );
+    let all = [POOL.replace("PORTS", "[{number: 1}]"), text].join("---\n");
+    let Manifest { pools, slices, .. } = parse("f", &all).expect("YAML");
+    let tls: Vec<_> = pools[0].endpoints(&slices).iter().map(|spec| (spec.port, spec.tls)).collect();
+    assert_eq!(tls, [(80, false), (443, true), (90, false)]);
+}
+
+#[test]
 fn what_is_not_ready_or_is_on_its_way_out_is_no_endpoint() {
     let text = ours(
         "endpoints:

@@ -415,7 +415,8 @@ fn a_slice_is_read_and_held_to_its_address_type() {
     ));
     assert_eq!(manifest.faults, []);
     let read_slice = &manifest.slices[0];
-    assert_eq!((read_slice.address_type, read_slice.ports.as_slice()), (AddressType::Ipv6, &[8000][..]));
+    let numbers: Vec<_> = read_slice.ports.iter().map(|port| port.number).collect();
+    assert_eq!((read_slice.address_type, numbers), (AddressType::Ipv6, vec![8000]));
     let endpoints: Vec<_> =
         read_slice.endpoints.iter().map(|e| (&*e.address, e.ready, e.target_name.as_deref())).collect();
     assert_eq!(endpoints, [("fd00::1", true, Some("pod-1")), ("fd00::3", false, None)]);

@@ -1,4 +1,4 @@
-//! The admin door: `/metrics`, `/healthz`, `/readyz`, `/state`. For operators, never for clients.
+//! The admin door: `/metrics`, `/healthz`, `/readyz`, `/state`, `/log`. For operators, never for clients.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -23,6 +23,15 @@ pub trait Subject: Send + Sync + 'static {
 
     /// Pools, endpoints, loads, settings with their origin.
     fn state(&self) -> serde_json::Value;
+
+    /// What is logged now: a level or directives.
+    fn log_level(&self) -> String;
+
+    /// Logs by `level` from now on.
+    ///
+    /// # Errors
+    /// What is wrong with it; then nothing changes.
+    fn set_log_level(&self, level: &str) -> Result<(), String>;
 }
 
 struct Door {
@@ -46,13 +55,14 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/state", get(state))
+        .route("/log", get(log_level).put(set_log_level))
         .with_state(Arc::new(Door { metrics, subject }));
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
-/// The URL of a bound admin address, for people: an unspecified address reads as loopback.
+/// The URL of a bound address, for people: an unspecified address reads as loopback.
 #[must_use]
-pub fn url(address: SocketAddr) -> String {
+pub fn url(scheme: &str, address: SocketAddr) -> String {
     let mut address = address;
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
@@ -61,7 +71,7 @@ pub fn url(address: SocketAddr) -> String {
             std::net::Ipv6Addr::LOCALHOST.into()
         });
     }
-    format!("http://{address}")
+    format!("{scheme}://{address}")
 }
 
 async fn index() -> &'static str {
@@ -69,7 +79,8 @@ async fn index() -> &'static str {
      /metrics  OpenMetrics text\n\
      /healthz  200 while the process lives\n\
      /readyz   200 while requests are served, else 503 and why\n\
-     /state    pools, endpoints, loads, settings and where each comes from (JSON)\n"
+     /state    pools, endpoints, loads, settings and where each comes from, limits (JSON)\n\
+     /log      what is logged; PUT a level or directives to change it: curl -X PUT -d debug …/log\n"
 }
 
 async fn page(State(door): State<Arc<Door>>) -> Response {
@@ -90,4 +101,15 @@ async fn ready(State(door): State<Arc<Door>>) -> Response {
 async fn state(State(door): State<Arc<Door>>) -> Response {
     let json = [(header::CONTENT_TYPE, "application/json")];
     (json, format!("{:#}\n", door.subject.state())).into_response()
+}
+
+async fn log_level(State(door): State<Arc<Door>>) -> String {
+    format!("{}\n", door.subject.log_level())
+}
+
+async fn set_log_level(State(door): State<Arc<Door>>, level: String) -> Response {
+    match door.subject.set_log_level(level.trim()) {
+        Ok(()) => format!("{}\n", door.subject.log_level()).into_response(),
+        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    }
 }

@@ -33,6 +33,12 @@ pub fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
     if roots.is_empty() { Err(pem("the file has none".into())) } else { Ok(roots) }
 }
 
+/// Nobody to trust.
+#[must_use]
+pub fn no_roots() -> RootCertStore {
+    RootCertStore::empty()
+}
+
 /// Trusts whoever shows a certificate for its name that `roots` vouch for.
 ///
 /// # Errors

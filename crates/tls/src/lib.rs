@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, ring};
 
-pub use client::{roots, trusting, verifying};
+pub use client::{no_roots, roots, trusting, verifying};
 pub use serving::ServingCertificate;
 
 /// Why certificates cannot be used.

@@ -11,7 +11,7 @@ use super::*;
 use crate::endpoint::Slot;
 
 fn endpoint() -> Arc<Endpoint> {
-    let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1 };
+    let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1, tls: false };
     Arc::new(Endpoint::new(Slot::new(0), spec))
 }
 

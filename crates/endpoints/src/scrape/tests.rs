@@ -77,7 +77,7 @@ fn slow() -> Pace {
 }
 
 fn at_port(port: u16) -> EndpointSpec {
-    EndpointSpec { name: format!("e{port}").into(), host: "127.0.0.1".into(), port }
+    EndpointSpec { name: format!("e{port}").into(), host: "127.0.0.1".into(), port, tls: false }
 }
 
 fn page(waiting: u32) -> String {

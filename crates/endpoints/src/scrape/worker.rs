@@ -162,18 +162,24 @@ async fn read_models(connection: &mut Connection, clock: Clock) -> Result<ModelL
 
 fn metrics_origin(endpoint: &Endpoint, config: &ScrapeConfig) -> Origin {
     let target = &config.target;
-    let security = match target.scheme {
-        MetricsScheme::Http => Security::Clear,
-        MetricsScheme::Https => Security::Tls { verify: !target.https_insecure_skip_verify },
-    };
     let port = target.port.unwrap_or(endpoint.spec.port);
+    // What speaks TLS for requests speaks it for whatever is asked on the same port.
+    let tls = target.scheme == MetricsScheme::Https || (endpoint.spec.tls && port == endpoint.spec.port);
+    let security =
+        if tls { Security::Tls { verify: !target.https_insecure_skip_verify } } else { Security::Clear };
     Origin { host: Arc::clone(&endpoint.spec.host), port, security }
 }
 
 /// Models are asked for where requests go; that port speaks TLS if the metrics on the same port do.
 fn models_origin(endpoint: &Endpoint, config: &ScrapeConfig) -> Origin {
     let metrics = metrics_origin(endpoint, config);
-    let security = if metrics.port == endpoint.spec.port { metrics.security } else { Security::Clear };
+    let security = if metrics.port == endpoint.spec.port {
+        metrics.security
+    } else if endpoint.spec.tls {
+        Security::Tls { verify: !config.target.https_insecure_skip_verify }
+    } else {
+        Security::Clear
+    };
     Origin { port: endpoint.spec.port, security, ..metrics }
 }
 
@@ -221,7 +227,10 @@ mod tests {
     use crate::endpoint::Slot;
 
     fn endpoint(port: u16) -> Endpoint {
-        Endpoint::new(Slot::new(0), EndpointSpec { name: "a".into(), host: "10.0.0.1".into(), port })
+        Endpoint::new(
+            Slot::new(0),
+            EndpointSpec { name: "a".into(), host: "10.0.0.1".into(), port, tls: false },
+        )
     }
 
     #[test]

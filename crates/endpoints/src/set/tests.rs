@@ -7,7 +7,7 @@ use super::*;
 use crate::metrics::EngineMetrics;
 
 fn spec(name: &str, port: u16) -> EndpointSpec {
-    EndpointSpec { name: name.into(), host: "127.0.0.1".into(), port }
+    EndpointSpec { name: name.into(), host: "127.0.0.1".into(), port, tls: false }
 }
 
 fn specs(ports: impl IntoIterator<Item = u16>) -> Vec<EndpointSpec> {

@@ -9,7 +9,7 @@ use crate::ledger::Booking;
 use crate::metrics::Lora;
 
 fn entry() -> Entry {
-    let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1 };
+    let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1, tls: false };
     Entry { endpoint: Arc::new(Endpoint::new(Slot::new(0), spec)), scraped: None, models: None }
 }
 

@@ -101,7 +101,7 @@ fn hashes(prompt: &[u8]) -> Vec<u64> {
 }
 
 fn endpoint_ids(count: usize) -> Vec<EndpointId> {
-    let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1 };
+    let spec = EndpointSpec { name: "a".into(), host: "127.0.0.1".into(), port: 1, tls: false };
     (0..count).map(|_| Endpoint::new(Slot::new(0), spec.clone()).id).collect()
 }
 

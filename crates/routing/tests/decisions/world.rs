@@ -17,6 +17,7 @@ pub(crate) fn spec(number: usize) -> EndpointSpec {
         name: format!("vllm-{number}").into(),
         host: "127.0.0.1".into(),
         port: 8000 + number as u16,
+        tls: false,
     }
 }
 
