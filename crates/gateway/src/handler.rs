@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use crate::answer::{AnswerBody, Content, Events, Passed};
 use crate::connections::InService;
+use crate::head;
 use crate::headers::{self, ClientHeaders, X_POINTSMAN_REASON, X_REQUEST_ID};
 use crate::limits::Limits;
 use crate::upload::Upload;
@@ -85,7 +86,7 @@ impl Gateway {
         }
         let request_id = headers::request_id(request.headers());
         let version = request.version();
-        let answer = if let Err(refusal) = self.check_head(&request) {
+        let answer = if let Err(refusal) = head::check(&request, &self.limits, &self.metrics().limits) {
             Err(self.director.refuse(refusal))
         } else if is_models_list(&request) {
             self.models().await
@@ -100,34 +101,6 @@ impl Gateway {
             answered.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response.map(|content| AnswerBody::new(content, service)))
-    }
-
-    /// Refuses a head that is beyond the limits, or that no server may take (RFC 9112, section 3.2).
-    fn check_head(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
-        let headers = request.headers();
-        if headers.len() > self.limits.headers_max {
-            self.metrics().limits.reached(Limit::Headers);
-            let message = format!(
-                "the request has {} header fields; at most {} are taken",
-                headers.len(),
-                self.limits.headers_max
-            );
-            return Err(Refusal::new(Reason::HeadersTooLarge, message));
-        }
-        let bytes = headers::head_bytes(request.uri(), headers);
-        if bytes > self.limits.header_bytes_max {
-            self.metrics().limits.reached(Limit::HeaderBytes);
-            let message = format!(
-                "the request's head has {bytes} bytes; at most {} are taken",
-                self.limits.header_bytes_max
-            );
-            return Err(Refusal::new(Reason::HeadersTooLarge, message));
-        }
-        if request.method() == Method::CONNECT {
-            return Err(Refusal::new(Reason::Malformed, "CONNECT: this is a gateway, not a tunnel"));
-        }
-        headers::check_host(request.version(), request.uri(), headers)
-            .map_err(|what| Refusal::new(Reason::Malformed, what))
     }
 
     async fn forward(

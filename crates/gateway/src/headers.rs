@@ -9,7 +9,7 @@ use http::header::{
     CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, Uri, Version};
+use http::{HeaderMap, Uri};
 
 use crate::handler::Client;
 
@@ -58,9 +58,6 @@ const FORWARDED: [&str; 7] = [
     "x-request-id",
 ];
 
-/// What else the codecs may hold of a field (RFC 9113, section 6.5.2, counts 32 bytes; here: `: ` and the line's end).
-const FIELD_BYTES: usize = 4;
-
 /// Longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -81,39 +78,13 @@ pub(crate) fn distrust(headers: &mut HeaderMap) {
     }
 }
 
-/// Bytes of a request's head: its target, and names and values of its fields.
-pub(crate) fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
-    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
-    headers
-        .iter()
-        .fold(target, |bytes, (name, value)| bytes + name.as_str().len() + value.len() + FIELD_BYTES)
-}
-
-/// Refuses what RFC 9112, section 3.2, says a server must: an HTTP/1.1 request without `Host`, one with more than
-/// one, or with one that is no host.
-pub(crate) fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => Err("the request has more than one Host field"),
-        (Some(host), None) if !is_host(host.as_bytes()) => Err("the Host field names no host"),
-        (None, None) if version == Version::HTTP_11 && uri.authority().is_none() => {
-            Err("the request has no Host field")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether that could be `host[:port]`: what would split a list or a line, or begin a path, cannot.
-fn is_host(host: &[u8]) -> bool {
-    host.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@,;\\\"<>".contains(byte))
-}
-
 /// Makes a client's headers fit to be sent to a model server.
 pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, client: Client, request_id: &HeaderValue) {
     let trailers = wants_trailers(headers);
     drop_hop_by_hop(headers);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
     headers.remove(EXPECT);
     for name in CONTROL {
@@ -234,7 +205,8 @@ mod tests {
             ("te", "gzip;q=0.5, trailers"),
             ("accept", "*/*"),
         ]);
-        assert!(!sent.contains_key("connection") && !sent.contains_key("x-private"));
+        assert!(!sent.contains_key("x-private"));
+        assert_eq!(sent["connection"], "te");
         assert_eq!(sent["te"], "trailers");
         assert_eq!(sent["accept"], "*/*");
     }
@@ -252,25 +224,6 @@ mod tests {
             let mut headers = headers(&[(name, "x"), ("accept", "*/*")]);
             distrust(&mut headers);
             assert_eq!(headers.len(), 1, "{name}");
-        }
-    }
-
-    #[test]
-    fn hosts_are_checked_as_the_rfc_has_it() {
-        let check = |version, uri: &'static str, hosts: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for host in hosts {
-                headers.append(HOST, HeaderValue::from_static(host));
-            }
-            check_host(version, &Uri::from_static(uri), &headers).is_ok()
-        };
-        assert!(check(Version::HTTP_11, "/", &["h:80"]) && check(Version::HTTP_11, "/", &["[::1]:80"]));
-        assert!(check(Version::HTTP_11, "http://h/", &[]) && check(Version::HTTP_10, "/", &[]));
-        assert!(check(Version::HTTP_2, "http://h/", &[]) && check(Version::HTTP_11, "/", &[""]));
-        assert!(!check(Version::HTTP_11, "/", &[]));
-        assert!(!check(Version::HTTP_11, "/", &["a", "a"]));
-        for host in ["a b", "a/b", "a,b", "a@b", "a\tb"] {
-            assert!(!check(Version::HTTP_11, "/", &[host]), "{host}");
         }
     }
 

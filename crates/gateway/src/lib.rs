@@ -1,8 +1,9 @@
 //! The HTTP door: HTTP/1.1 and HTTP/2 in, the director in the middle, model servers out.
 //!
 //! ```text
-//! listener ─> handler ─┬─ upload   the client's body: kept for another attempt, within a bound
-//!  │ connections       ├─ upstream the connections to model servers
+//! listener ─> handler ─┬─ head     what a client may ask: within bounds, and one meaning only
+//!  │ connections       ├─ upload   the client's body: kept for another attempt, within a bound
+//!                      ├─ upstream the connections to model servers
 //!                      ├─ headers  what a proxy must drop, keep and add
 //!                      └─ answer   the model server's body, chunk by chunk; a broken stream says so
 //! ```
@@ -18,6 +19,7 @@
 mod answer;
 mod connections;
 mod handler;
+mod head;
 mod headers;
 mod limits;
 mod listener;

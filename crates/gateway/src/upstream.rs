@@ -93,6 +93,7 @@ impl Upstream {
             AppProtocol::H2c => {
                 *request.version_mut() = Version::HTTP_2;
                 request.headers_mut().remove(header::HOST);
+                request.headers_mut().remove(header::CONNECTION);
                 self.http2.request(request).await
             }
         };
