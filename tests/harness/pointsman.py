@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent.parent
 BINARY = Path(os.environ.get("POINTSMAN_BIN", ROOT / "target/debug/pointsman"))
-READY = re.compile(r"ready gateway=(http://\S+) admin=(http://\S+)\n")
+READY = re.compile(r"ready gateway=(https?://\S+) admin=(http://\S+)\n")
 START_S_MAX = 20.0
 
 

@@ -1,4 +1,4 @@
-//! What the Python tests need: an installer, their libraries, real vLLM, and models for it.
+//! What the Python tests need: an installer, their libraries, real vLLM, models for it, and h2spec.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use crate::cache::{Cache, Part};
 use crate::process::{must_succeed, stdout_of};
 
 const UV: &str = "uv==0.13.9";
+const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";
 
 /// Where the parts are.
 pub(crate) struct Parts {
@@ -19,12 +20,14 @@ pub(crate) struct Parts {
     pub(crate) vllm_python: PathBuf,
     /// The tiny model `tiny` and the adapters `lora-a` and `lora-b`.
     pub(crate) models: PathBuf,
+    /// The conformance tool for HTTP/2.
+    pub(crate) h2spec: PathBuf,
 }
 
 /// Installs what is not there yet.
 ///
 /// # Errors
-/// No Python from 3.11 on with pip, no package registry, or no room.
+/// No Python from 3.11 on with pip, no Go, no package registry, or no room.
 pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
     let base = base_python()?;
     let uv = cache.ensure(&Part {
@@ -37,7 +40,8 @@ pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
     let python = installer.environment("blackbox", &root.join("tests/requirements.txt"))?;
     let vllm_python = installer.environment("vllm-0.32", &root.join("tests/real/vllm-0.32.txt"))?;
     let models = models(root, cache, &vllm_python)?;
-    Ok(Parts { python, vllm_python, models })
+    let h2spec = h2spec(root, cache)?;
+    Ok(Parts { python, vllm_python, models, h2spec })
 }
 
 /// The path of the machine's Python.
@@ -93,4 +97,29 @@ fn models(root: &Path, cache: &Cache, vllm_python: &Path) -> anyhow::Result<Path
         Ok(())
     };
     cache.ensure(&Part { name: "models", recipe: text, make: &make })
+}
+
+/// h2spec, built by Go from what tests/h2spec pins.
+fn h2spec(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    let module = root.join("tests/h2spec");
+    let go = go()?;
+    let mut recipe = stdout_of(Command::new(&go).arg("version"))?;
+    for name in ["go.mod", "go.sum"] {
+        let file = module.join(name);
+        recipe += &fs::read_to_string(&file).with_context(|| format!("{} cannot be read", file.display()))?;
+    }
+    let make = |folder: &Path| {
+        let mut build = Command::new(&go);
+        build.current_dir(&module).args(["build", "-mod=readonly", "-trimpath", "-o"]);
+        must_succeed(build.arg(folder.join("h2spec")).arg(H2SPEC))
+    };
+    Ok(cache.ensure(&Part { name: "h2spec", recipe, make: &make })?.join("h2spec"))
+}
+
+/// The machine's Go: by name, else where its own installer puts it.
+fn go() -> anyhow::Result<PathBuf> {
+    let found = ["go", "/usr/local/go/bin/go"]
+        .into_iter()
+        .find(|go| Command::new(go).arg("version").output().is_ok_and(|output| output.status.success()));
+    found.map(PathBuf::from).context("Go is needed (https://go.dev/dl, or Debian: apt-get install golang)")
 }
