@@ -24,8 +24,8 @@ use crate::limits::Limits;
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// At the bound this part of it is freed at once, so that a flood costs a look at all connections seldom.
 const EVICT_PART: usize = 64;
-/// How an HTTP/2 connection begins.
-const HTTP2_PREFACE: &[u8] = b"PRI";
+/// How an HTTP/2 connection begins (RFC 9113, section 3.4), in however many pieces.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// All connections of one listener.
 pub(crate) struct Connections {
@@ -92,7 +92,8 @@ pub(crate) struct InService {
 pub(crate) struct Noted<S> {
     stream: S,
     connection: Arc<Connection>,
-    begun: bool,
+    /// How much of HTTP/2's preface came so far; `None` once it is known whether it came.
+    preface: Option<usize>,
 }
 
 impl Connections {
@@ -251,11 +252,8 @@ impl Connection {
         overdue.then_some((Limit::HeaderRead, Fate::Cut))
     }
 
-    /// Bytes came from the client; `begun` tells whether others came before.
-    fn heard(&self, bytes: &[u8], begun: bool) {
-        if !begun && bytes.starts_with(HTTP2_PREFACE) {
-            self.is_http2.store(true, Relaxed);
-        }
+    /// Bytes came from the client.
+    fn heard(&self) {
         if self.requests.load(Relaxed) == 0 && self.head_since_ms.load(Relaxed) == 0 {
             self.head_since_ms.store(self.connections.now_ms(), Relaxed);
         }
@@ -308,7 +306,18 @@ impl Drop for InService {
 
 impl<S> Noted<S> {
     pub(crate) fn new(stream: S, connection: Arc<Connection>) -> Noted<S> {
-        Noted { stream, connection, begun: false }
+        Noted { stream, connection, preface: Some(0) }
+    }
+
+    /// Looks for HTTP/2's preface.
+    fn recognise(&mut self, bytes: &[u8]) {
+        let Some(seen) = self.preface else { return };
+        let expected = &HTTP2_PREFACE[seen..];
+        let common = expected.iter().zip(bytes).take_while(|(expected, byte)| expected == byte).count();
+        self.preface = (common == bytes.len() && common < expected.len()).then_some(seen + common);
+        if common == expected.len() {
+            self.connection.is_http2.store(true, Relaxed);
+        }
     }
 }
 
@@ -322,8 +331,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         let new = &buffer.filled()[before..];
         if !new.is_empty() {
-            self.connection.heard(new, self.begun);
-            self.begun = true;
+            self.recognise(new);
+            self.connection.heard();
         }
         polled
     }
@@ -392,7 +401,7 @@ mod tests {
 
         let mut now = 1_000_000;
         all.at(now);
-        connection.heard(b"GET", false);
+        connection.heard();
         now += ms(limits.header_read);
         all.at(now);
         assert_eq!(connection.overstayed(&limits), Some((Limit::HeaderRead, Fate::Cut)));
@@ -418,11 +427,28 @@ mod tests {
         let limits = Limits::default();
         let all = connections(limits);
         let member = open(&all).await;
-        member.connection().heard(b"PRI * HTTP/2.0", false);
+        let mut noted = Noted::new((), Arc::clone(member.connection()));
+        noted.recognise(&HTTP2_PREFACE[..1]);
+        noted.recognise(&HTTP2_PREFACE[1..20]);
+        assert!(!member.connection().is_http2());
+        noted.recognise(&HTTP2_PREFACE[20..]);
+        member.connection().heard();
         all.at(60_000);
         assert_eq!(member.connection().overstayed(&limits), None);
         all.at(u64::MAX);
         assert_eq!(member.connection().overstayed(&limits), Some((Limit::Idle, Fate::Close)));
+    }
+
+    #[tokio::test]
+    async fn what_only_begins_like_http2_is_not() {
+        let all = connections(Limits::default());
+        for text in [&b"P"[..], b"PUT / HTTP/1.1", b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n", HTTP2_PREFACE] {
+            let member = open(&all).await;
+            let mut noted = Noted::new((), Arc::clone(member.connection()));
+            noted.recognise(text);
+            noted.recognise(b"RI");
+            assert_eq!(member.connection().is_http2(), text == HTTP2_PREFACE);
+        }
     }
 
     #[tokio::test]

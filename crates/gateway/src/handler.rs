@@ -1,7 +1,7 @@
 //! One request through the HTTP door, from its head to the answer's head.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,6 +39,13 @@ pub(crate) struct Client {
     pub(crate) tls: bool,
     /// Whether the process drains: this request is the connection's last.
     pub(crate) draining: bool,
+}
+
+impl Client {
+    /// Asks from `peer`, while nobody stops.
+    pub(crate) fn new(peer: SocketAddr, tls: bool) -> Client {
+        Client { peer: peer.ip(), tls, draining: false }
+    }
 }
 
 /// An answer whose first byte is here.
@@ -86,14 +93,17 @@ impl Gateway {
         }
         let request_id = headers::request_id(request.headers());
         let version = request.version();
+        let mut last = client.draining;
         let answer = if let Err(refusal) = head::check(&request, &self.limits, &self.metrics().limits) {
+            // What comes behind a head that makes no sense may be anything.
+            last = true;
             Err(self.director.refuse(refusal))
         } else if is_models_list(&request) {
             self.models().await
         } else {
             self.forward(request, client, &request_id).await
         };
-        let last = client.draining || answer.as_ref().is_err_and(leaves_body_unread);
+        last |= answer.as_ref().is_err_and(leaves_body_unread);
         let mut response = answer.unwrap_or_else(|refusal| refuse(&refusal));
         let answered = response.headers_mut();
         answered.entry(X_REQUEST_ID).or_insert(request_id);
@@ -255,10 +265,7 @@ fn refuse(refusal: &Refusal) -> Response<Content> {
 
 /// Whether the rest of the body is not read: then an HTTP/1.1 connection cannot serve another request.
 fn leaves_body_unread(refusal: &Refusal) -> bool {
-    matches!(
-        refusal.reason,
-        Reason::BodyTooLarge | Reason::ClientTooSlow | Reason::TooManyBytes | Reason::HeadersTooLarge
-    )
+    matches!(refusal.reason, Reason::BodyTooLarge | Reason::ClientTooSlow | Reason::TooManyBytes)
 }
 
 fn gave_up(failure: Failure) -> Refusal {

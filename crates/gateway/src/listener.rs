@@ -28,8 +28,6 @@ use crate::limits::Limits;
 /// The protocols of a TLS listener, for [`ServingCertificate::open`].
 pub const ALPN: [&str; 2] = ["h2", "http/1.1"];
 
-/// An HTTP/2 client that does not answer a ping is let go.
-const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 /// What an HTTP/2 client may send ahead of what we take: on one stream, and on all of a connection.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
@@ -73,7 +71,10 @@ impl Listen for TcpListener {
 
 /// What a connection is served with.
 struct Service {
-    builder: Builder<Tracked>,
+    /// For connections in the clear, which tell by their first bytes what they speak.
+    either: Builder<Tracked>,
+    http1: Builder<Tracked>,
+    http2: Builder<Tracked>,
     gateway: Arc<Gateway>,
     limits: Limits,
     certificate: Option<Arc<ServingCertificate>>,
@@ -107,7 +108,9 @@ pub async fn serve<L: Listen>(
     let connections = Connections::new(limits, Arc::clone(gateway.metrics()));
     let (tracker, abandon, ended) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
     let service = Arc::new(Service {
-        builder: builder(&limits, tracker.clone()),
+        http1: builder(&limits, &tracker).http1_only(),
+        http2: builder(&limits, &tracker).http2_only(),
+        either: builder(&limits, &tracker),
         gateway: Arc::clone(&gateway),
         limits,
         certificate,
@@ -176,8 +179,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-fn builder(limits: &Limits, tracker: TaskTracker) -> Builder<Tracked> {
-    let mut builder = Builder::new(Tracked(tracker));
+fn builder(limits: &Limits, tracker: &TaskTracker) -> Builder<Tracked> {
+    let mut builder = Builder::new(Tracked(tracker.clone()));
     // Ours are the limits that clients are told of, in JSON. Those of the codec are twice as wide.
     builder
         .http1()
@@ -194,7 +197,9 @@ fn builder(limits: &Limits, tracker: TaskTracker) -> Builder<Tracked> {
         .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
-        .keep_alive_interval(HTTP2_PING_INTERVAL);
+        // Who has begun a head and does not end it cannot answer a ping either.
+        .keep_alive_interval(limits.header_read)
+        .keep_alive_timeout(limits.header_read);
     builder
 }
 
@@ -208,14 +213,16 @@ impl Service {
     ) {
         let connection = member.connection();
         let Some(certificate) = &self.certificate else {
-            return self
-                .speak_http(Noted::new(stream, Arc::clone(connection)), peer, connection, false)
-                .await;
+            let stream = Noted::new(stream, Arc::clone(connection));
+            return self.speak_http(&self.either, stream, Client::new(peer, false), connection).await;
         };
         let handshake = TlsAcceptor::from(certificate.config()).accept(stream);
         match timeout(self.limits.header_read, handshake).await {
             Ok(Ok(stream)) => {
-                self.speak_http(Noted::new(stream, Arc::clone(connection)), peer, connection, true).await;
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let builder = if is_http2 { &self.http2 } else { &self.http1 };
+                let stream = Noted::new(stream, Arc::clone(connection));
+                self.speak_http(builder, stream, Client::new(peer, true), connection).await;
             }
             Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
             Err(_) => self.metrics().limits.reached(Limit::HeaderRead),
@@ -224,16 +231,16 @@ impl Service {
 
     async fn speak_http<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         &self,
+        builder: &Builder<Tracked>,
         stream: Noted<S>,
-        peer: SocketAddr,
+        client: Client,
         connection: &Arc<Connection>,
-        tls: bool,
     ) {
         let service = service_fn(|request| {
-            let client = Client { peer: peer.ip(), tls, draining: self.draining.is_cancelled() };
+            let client = Client { draining: self.draining.is_cancelled(), ..client };
             Arc::clone(&self.gateway).handle(request, client, connection.serve())
         });
-        let mut serving = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let closing = async {
             tokio::select! {
                 fate = connection.fate(false) => fate,
@@ -241,7 +248,7 @@ impl Service {
             }
         };
         let fate = tokio::select! {
-            ended = serving.as_mut() => return self.tell(peer, ended),
+            ended = serving.as_mut() => return self.tell(client, ended),
             fate = closing => fate,
         };
         if fate == Fate::Cut {
@@ -257,7 +264,7 @@ impl Service {
             }
         };
         tokio::select! {
-            ended = serving.as_mut() => self.tell(peer, ended),
+            ended = serving.as_mut() => self.tell(client, ended),
             _ = connection.fate(true) => {}
             () = overdue => {}
         }
@@ -271,12 +278,12 @@ impl Service {
         }
     }
 
-    fn tell(&self, peer: SocketAddr, ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    fn tell(&self, client: Client, ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
         let Err(error) = ended else { return };
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
             self.metrics().limits.reached(Limit::HeaderBytes);
         }
-        tracing::debug!(%peer, %error, "a connection ended badly");
+        tracing::debug!(peer = %client.peer, %error, "a connection ended badly");
     }
 
     fn metrics(&self) -> &Metrics {
