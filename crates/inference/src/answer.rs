@@ -45,6 +45,7 @@ struct Lines {
     line: Line,
     data_lines: u64,
     usage_key: memmem::Finder<'static>,
+    escape: memmem::Finder<'static>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +93,7 @@ impl UsageScan {
             line: Line::Name(0),
             data_lines: 0,
             usage_key: memmem::Finder::new(b"\"usage\""),
+            escape: memmem::Finder::new(b"\\u00"),
         });
         Self { usage: Usage::default(), document: Document::new(), lines }
     }
@@ -155,10 +157,13 @@ impl Lines {
     fn ends_without_usage(&self, chunk: &[u8]) -> bool {
         memchr2(b'\n', b'\r', chunk).is_some_and(|end| {
             let line = &chunk[..end];
-            !self.usage_key.find_iter(line).any(|at| {
+            let is_object = |at: usize| {
                 let value = line[at + b"\"usage\"".len()..].trim_ascii_start();
                 value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
-            })
+            };
+            // A key may be spelled in escapes: those of its letters are `\u0061` to `\u0075`.
+            let is_letter = |at: usize| matches!(line.get(at + b"\\u00".len()), Some(b'6' | b'7'));
+            !self.usage_key.find_iter(line).any(is_object) && !self.escape.find_iter(line).any(is_letter)
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The slow and obvious way: parse the whole body to a tree, then take out what was asked.
+//! The slow and obvious way: take out of a whole tree what was asked. Fuzzing has the same oracle.
 
 use std::hash::Hasher as _;
 
@@ -45,45 +45,50 @@ const PART: [&str; 21] = [
     "data",
 ];
 
-/// What is asked, but for where the model stands; `None` when it must be refused.
-pub(super) fn asked(api: Api, bytes_max: usize, model_required: bool, body: &[u8]) -> Option<Asked> {
-    let Ok(Json::Object(request)) = Json::parse(body) else { return None };
-    let model = match last(&request, "model") {
+/// What is asked, but for where the model stands; of a prompt that is missing, what stands before it. `None` when a
+/// field has a type that must be refused.
+pub(super) fn asked(api: Api, bytes_max: usize, request: &[(String, Json)]) -> Option<Asked> {
+    let model = match last(request, "model") {
         Some(Json::String(model)) => Some(model.clone()),
         None | Some(Json::Null) => None,
         Some(_) => return None,
     };
-    let stream = last(&request, "stream") == Some(&Json::Bool(true));
+    let stream = last(request, "stream") == Some(&Json::Bool(true));
     let limits: &[&str] = match api {
         Api::ChatCompletions => &["max_completion_tokens", "max_tokens"],
         Api::Responses => &["max_output_tokens"],
         Api::Embeddings => &[],
         Api::Completions | Api::Messages => &["max_tokens"],
     };
-    let max_tokens = limits.iter().find_map(|key| match last(&request, key) {
+    let max_tokens = limits.iter().find_map(|key| match last(request, key) {
         Some(Json::Number(number)) => number.parse().ok(),
         _ => None,
     });
 
     let mut prompt = Vec::new();
-    match api {
-        Api::Completions => prompts(present(&request, "prompt")?, &mut prompt)?,
-        Api::Embeddings => prompts(present(&request, "input")?, &mut prompt)?,
-        Api::ChatCompletions | Api::Responses | Api::Messages => {
-            let (system, messages) = match api {
-                Api::Responses => (Some("instructions"), "input"),
-                Api::Messages => (Some("system"), "messages"),
-                _ => (None, "messages"),
-            };
-            if let Some(tools) = present(&request, "tools") {
-                kept(tools, &mut prompt);
+    let system = match api {
+        Api::Responses => Some("instructions"),
+        Api::Messages => Some("system"),
+        _ => None,
+    };
+    if let Some(tools) = present(request, "tools")
+        && !matches!(api, Api::Completions | Api::Embeddings)
+    {
+        kept(tools, &mut prompt);
+    }
+    if let Some(system) = system.and_then(|key| present(request, key)) {
+        prompt.extend(b"\xFC\x01");
+        content(system, 1, &mut prompt);
+    }
+    match required(api, request) {
+        None => {}
+        Some(("prompt", value)) => prompts(value, &mut prompt)?,
+        Some(("input", value)) if api == Api::Embeddings => prompts(value, &mut prompt)?,
+        Some((_, value)) => {
+            if api != Api::Embeddings {
+                prompt.extend([0xFC, if system.is_some() { 2 } else { 1 }]);
             }
-            if let Some(system) = system.and_then(|key| present(&request, key)) {
-                prompt.extend(b"\xFC\x01");
-                content(system, 1, &mut prompt);
-            }
-            prompt.extend([0xFC, if system.is_some() { 2 } else { 1 }]);
-            match present(&request, messages)? {
+            match value {
                 Json::Array(messages) => messages.iter().for_each(|message| item(message, &mut prompt)),
                 Json::String(text) if api == Api::Responses => {
                     prompt.extend([b"\xFFuser\xFC\x01", text.as_bytes()].concat());
@@ -93,8 +98,19 @@ pub(super) fn asked(api: Api, bytes_max: usize, model_required: bool, body: &[u8
         }
     }
     prompt.truncate(bytes_max);
-    let complete = model.is_some() || !model_required;
-    complete.then_some(Asked { model, model_span: None, stream, max_tokens, prompt })
+    Some(Asked { model, model_span: None, stream, max_tokens, prompt })
+}
+
+/// The field without which there is no prompt, by the name it has.
+pub(super) fn required(api: Api, request: &[(String, Json)]) -> Option<(&str, &Json)> {
+    let names: &[&str] = match api {
+        Api::Completions => &["prompt"],
+        Api::Embeddings => &["input", "messages"],
+        Api::Responses => &["input"],
+        Api::ChatCompletions | Api::Messages => &["messages"],
+    };
+    let (name, value) = request.iter().rev().find(|(name, _)| names.contains(&name.as_str()))?;
+    (*value != Json::Null).then_some((name, value))
 }
 
 fn last<'a>(object: &'a [(String, Json)], key: &str) -> Option<&'a Json> {
