@@ -36,6 +36,7 @@ pub struct Intake {
     scan: Option<BodyScan>,
     progress: Progress,
     announced_bytes: Option<u64>,
+    subset: Option<Vec<String>>,
     /// Time of ours so far, without waiting for the client.
     inside: Duration,
     ending: Ending,
@@ -121,9 +122,15 @@ impl Intake {
             scan: api.map(|api| BodyScan::new(api, need)),
             progress: Progress::More,
             announced_bytes: head.content_length,
+            subset: None,
             inside: Duration::ZERO,
             ending,
         }
+    }
+
+    /// Picks among these alone: `host:port` each, or a host for all its ports. Nobody, where none is in the pool.
+    pub fn restrict(&mut self, subset: Vec<String>) {
+        self.subset = Some(subset);
     }
 
     /// Whether the decision can be made without (more of) the body.
@@ -185,8 +192,12 @@ impl Intake {
         };
         let begun = Instant::now();
         let blocks = self.blocks(&asked);
-        let question =
-            Question { model: asked.model.as_deref(), blocks: &blocks, prompt_tokens: self.prompt_tokens() };
+        let question = Question {
+            model: asked.model.as_deref(),
+            blocks: &blocks,
+            prompt_tokens: self.prompt_tokens(),
+            subset: self.subset.as_deref(),
+        };
         let deciding = Instant::now();
         let now = self.director.clock().now();
         let pick = match self.pool.pick(&question, &self.in_force, now) {
@@ -250,6 +261,26 @@ impl Exchange {
     #[must_use]
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         self.pick.booking.endpoint()
+    }
+
+    /// The pick and up to `fallbacks_max` endpoints after it, best first: who should be asked in this order.
+    pub fn ranked(&self, fallbacks_max: usize) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let entries = &self.pick.snapshot.entries;
+        let ranked = self.pick.decision.ranked.iter().skip(self.pick.rank);
+        ranked.take(fallbacks_max.saturating_add(1)).map(|ranked| &entries[ranked.entry as usize].endpoint)
+    }
+
+    /// Who served the request, as whoever sends it on tells it: `host:port`. Where that is not the pick, the pick
+    /// failed, and the work is booked where it is done.
+    pub fn served_by(&mut self, authority: &str) {
+        if self.endpoint().authority() == authority {
+            return;
+        }
+        let picked = Arc::clone(self.endpoint());
+        if self.pool.pick_served(&mut self.pick, authority, &self.blocks) {
+            picked.health.failed(self.director.clock().now());
+            self.director.metrics().count_pick(self.endpoint().label(), RETRY);
+        }
     }
 
     /// Whether the request asks for a streamed answer, as far as its body was read: then a first byte comes as soon

@@ -74,6 +74,8 @@ pub(crate) struct Question<'a> {
     pub(crate) model: Option<&'a str>,
     pub(crate) blocks: &'a [u64],
     pub(crate) prompt_tokens: u32,
+    /// Who may be picked: `host:port`, or a host for all its ports. `None`: anybody.
+    pub(crate) subset: Option<&'a [String]>,
 }
 
 /// A decision that was booked and recorded.
@@ -251,12 +253,13 @@ impl ServedPool {
         let mut router = self.router.lock();
         // Loaded under the lock: the slots that the index knows are those of this snapshot.
         let snapshot = self.endpoints.snapshot();
+        let subset = question.subset.map(|subset| members_of(subset, &snapshot));
         let request = Request {
             model: question.model,
             blocks: question.blocks,
             prompt_tokens: question.prompt_tokens,
             serving: question.model.map(|model| snapshot.serving(model, now)),
-            subset: None,
+            subset: subset.as_deref(),
         };
         let decision = router
             .pick(&request, &snapshot, &in_force.policy, now, FALLBACKS_MAX)
@@ -292,6 +295,23 @@ impl ServedPool {
         pick.rank = rank;
         pick.booking = booking;
         pick.receipt = receipt;
+        true
+    }
+
+    /// Moves a pick to the endpoint that served it in fact: whoever sends requests on may have fallen back. False when
+    /// the pool has no such endpoint.
+    pub(crate) fn pick_served(&self, pick: &mut Pick, authority: &str, blocks: &[u64]) -> bool {
+        let mut router = self.router.lock();
+        let members = self.endpoints.snapshot();
+        let Some(entry) = members.entries.iter().find(|entry| entry.endpoint.authority() == authority) else {
+            return false;
+        };
+        if let Some(receipt) = pick.receipt.take() {
+            router.unrecord(&receipt, blocks);
+        }
+        let uncached = pick.decision.ranked[pick.rank].cost.uncached;
+        pick.booking = self.endpoints.book(&entry.endpoint, uncached);
+        pick.receipt = (!blocks.is_empty()).then(|| router.record(&entry.endpoint, blocks));
         true
     }
 
@@ -382,6 +402,17 @@ fn resolve(declaration: &Declaration, last: Option<&PoolPolicy>) -> InForce {
 /// Whether a decision depends on the model's name: then a body is read until it is known.
 fn names_matter(in_force: &InForce, snapshot: &Snapshot, now: Duration) -> bool {
     !in_force.named_models.is_empty() || snapshot.reports_lora || snapshot.serving("", now).models_differ
+}
+
+/// Which entries of `snapshot` a subset names, by address or by host alone.
+fn members_of(subset: &[String], snapshot: &Snapshot) -> Vec<bool> {
+    let named: HashSet<&str> =
+        subset.iter().map(|name| name.trim().trim_start_matches('[').trim_end_matches(']')).collect();
+    let is_named = |endpoint: &Endpoint| {
+        let authority = endpoint.authority();
+        named.contains(&*endpoint.spec.host) || named.contains(authority.trim_start_matches('['))
+    };
+    snapshot.entries.iter().map(|entry| is_named(&entry.endpoint)).collect()
 }
 
 fn scrape_config(policy: &PoolPolicy) -> ScrapeConfig {

@@ -253,3 +253,39 @@ async fn a_prefix_is_taken_back_when_its_request_never_got_an_answer() {
     drop(answered);
     assert!(pool.prefix_blocks() > 0);
 }
+
+#[tokio::test]
+async fn a_subset_is_who_may_be_picked() {
+    let house = house(4);
+    for (subset, expected) in [
+        (vec!["127.0.0.1:3".to_owned()], Some("127.0.0.1:3")),
+        (vec!["127.0.0.9:1".to_owned(), " 127.0.0.1:2 ".to_owned()], Some("127.0.0.1:2")),
+        (vec!["127.0.0.9:1".to_owned()], None),
+        (vec![], None),
+    ] {
+        let mut intake = house.director.begin(House::head("/")).unwrap();
+        intake.restrict(subset);
+        match intake.route().await {
+            Ok(exchange) => assert_eq!(Some(exchange.endpoint().authority()), expected),
+            Err(refusal) => assert_eq!((refusal.reason, expected), (Reason::NoEndpoint, None)),
+        }
+    }
+    let mut intake = house.director.begin(House::head("/")).unwrap();
+    intake.restrict(vec!["127.0.0.1".to_owned()]);
+    assert_eq!(intake.route().await.unwrap().ranked(9).count(), 4, "a host stands for all its ports");
+}
+
+#[tokio::test]
+async fn the_ledger_follows_who_served_in_fact() {
+    let house = house(3);
+    let mut exchange = house.exchange().await;
+    let ranked: Vec<String> = exchange.ranked(2).map(|endpoint| endpoint.authority().to_owned()).collect();
+    assert_eq!(ranked.len(), 3);
+    assert_eq!(ranked[0], exchange.endpoint().authority());
+    exchange.served_by(&ranked[2]);
+    assert_eq!(exchange.endpoint().authority(), ranked[2]);
+    exchange.served_by("10.9.9.9:1");
+    assert_eq!(house.in_flight().iter().sum::<u32>(), 1);
+    drop(exchange);
+    assert_eq!(house.in_flight(), [0, 0, 0]);
+}
