@@ -24,6 +24,8 @@ use crate::limits::Limits;
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// At the bound this part of it is freed at once, so that a flood costs a look at all connections seldom.
 const EVICT_PART: usize = 64;
+/// A connection that rests for less may be about to bring a request: it is not closed to make room.
+const REST_MIN: Duration = Duration::from_secs(1);
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4), in however many pieces.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -33,8 +35,8 @@ pub(crate) struct Connections {
     metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
     began: Instant,
-    /// Milliseconds since `began` at the last sweep, and one: exact enough for every timeout here.
-    now_ms: AtomicU64,
+    /// Microseconds since `began` at the last sweep, and one: exact enough for every timeout here.
+    now_us: AtomicU64,
     open: Mutex<Open>,
 }
 
@@ -53,13 +55,13 @@ pub(crate) struct Connection {
     /// Requests that are being served.
     requests: AtomicU32,
     /// When the last request ended, or the connection began.
-    resting_since_ms: AtomicU64,
+    resting_since_us: AtomicU64,
     /// When the first byte after that came; 0: none.
-    head_since_ms: AtomicU64,
+    head_since_us: AtomicU64,
     /// Answers of which a part was given to the connection and the next not asked for yet: the client's turn.
     offered: AtomicU32,
     /// When the client last took something of an answer.
-    taken_at_ms: AtomicU64,
+    taken_at_us: AtomicU64,
     fate: AtomicU8,
     told: Notify,
 }
@@ -103,12 +105,12 @@ impl Connections {
             metrics,
             room: Arc::new(Semaphore::new(limits.connections_max)),
             began: Instant::now(),
-            now_ms: AtomicU64::new(1),
+            now_us: AtomicU64::new(1),
             open: Mutex::default(),
         })
     }
 
-    /// Resolves when one more connection may be accepted.
+    /// Resolves when there is room for one more connection, which waits.
     pub(crate) async fn room(&self) -> OwnedSemaphorePermit {
         loop {
             if let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() {
@@ -125,16 +127,16 @@ impl Connections {
 
     /// Takes in a connection that was accepted.
     pub(crate) fn admit(self: &Arc<Connections>, room: OwnedSemaphorePermit) -> Member {
-        let now = self.now_ms();
+        let now = self.exact_us();
         let connection = Arc::new(Connection {
             connections: Arc::clone(self),
             is_http2: AtomicBool::new(false),
             served: AtomicBool::new(false),
             requests: AtomicU32::new(0),
-            resting_since_ms: AtomicU64::new(now),
-            head_since_ms: AtomicU64::new(0),
+            resting_since_us: AtomicU64::new(now),
+            head_since_us: AtomicU64::new(0),
             offered: AtomicU32::new(0),
-            taken_at_ms: AtomicU64::new(now),
+            taken_at_us: AtomicU64::new(now),
             fate: AtomicU8::new(Fate::Open as u8),
             told: Notify::new(),
         });
@@ -152,8 +154,7 @@ impl Connections {
         sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             sweeps.tick().await;
-            let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.now_ms.store(since.saturating_add(1), Relaxed);
+            self.now_us.store(self.exact_us(), Relaxed);
             for connection in self.open.lock().by_number.values() {
                 if let Some((limit, fate)) = connection.overstayed(&self.limits)
                     && connection.decide(fate)
@@ -164,19 +165,31 @@ impl Connections {
         }
     }
 
-    /// Milliseconds since the listener began, as of the last sweep.
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.now_ms.load(Relaxed)
+    /// Microseconds since the listener began, as of the last sweep.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.now_us.load(Relaxed)
+    }
+
+    /// Microseconds since the listener began, and one, by the clock: what rests longest is told apart by it.
+    fn exact_us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    fn since(&self, then_us: u64) -> Duration {
+        Duration::from_micros(self.now_us().saturating_sub(then_us))
     }
 
     /// Closes those that rest longest.
     fn make_room(&self) {
         let open = self.open.lock();
-        let mut resting: Vec<&Arc<Connection>> =
-            open.by_number.values().filter(|connection| connection.is_resting()).collect();
+        let mut resting: Vec<&Arc<Connection>> = open
+            .by_number
+            .values()
+            .filter(|connection| connection.is_resting() && connection.rests_for(REST_MIN))
+            .collect();
         let count = (self.limits.connections_max / EVICT_PART).max(1).min(resting.len());
         if count < resting.len() {
-            resting.select_nth_unstable_by_key(count, |connection| connection.resting_since_ms.load(Relaxed));
+            resting.select_nth_unstable_by_key(count, |connection| connection.resting_since_us.load(Relaxed));
         }
         for connection in &resting[..count] {
             connection.decide(Fate::Close);
@@ -188,7 +201,7 @@ impl Connection {
     /// A request begins.
     pub(crate) fn serve(self: &Arc<Connection>) -> InService {
         self.served.store(true, Relaxed);
-        self.head_since_ms.store(0, Relaxed);
+        self.head_since_us.store(0, Relaxed);
         let requests = self.requests.fetch_add(1, Relaxed) + 1;
         if requests == self.connections.limits.streams_max && self.is_http2() {
             self.connections.metrics.limits.reached(Limit::Streams);
@@ -229,23 +242,25 @@ impl Connection {
         self.is_without_request() && self.fate.load(Relaxed) == Fate::Open as u8
     }
 
+    fn rests_for(&self, least: Duration) -> bool {
+        self.connections.since(self.resting_since_us.load(Relaxed)) >= least
+    }
+
     /// Which limit the connection is beyond, and what that means for it.
     fn overstayed(&self, limits: &Limits) -> Option<(Limit, Fate)> {
-        let now = self.connections.now_ms();
-        let beyond = |since: u64, most: Duration| Duration::from_millis(now.saturating_sub(since)) >= most;
-        if self.offered.load(Relaxed) > 0 && beyond(self.taken_at_ms.load(Relaxed), limits.answer_stall) {
+        let beyond = |since: u64, most: Duration| self.connections.since(since) >= most;
+        if self.offered.load(Relaxed) > 0 && beyond(self.taken_at_us.load(Relaxed), limits.answer_stall) {
             return Some((Limit::AnswerStall, Fate::Cut));
         }
         if !self.is_without_request() {
             return None;
         }
-        let (head_since, resting_since) =
-            (self.head_since_ms.load(Relaxed), self.resting_since_ms.load(Relaxed));
+        let head_since = self.head_since_us.load(Relaxed);
         if self.is_http2() || (self.served.load(Relaxed) && head_since == 0) {
-            return beyond(resting_since, limits.idle).then_some((Limit::Idle, Fate::Close));
+            return self.rests_for(limits.idle).then_some((Limit::Idle, Fate::Close));
         }
         let overdue = if head_since == 0 {
-            beyond(resting_since, limits.header_read * 3)
+            self.rests_for(limits.header_read * 3)
         } else {
             beyond(head_since, limits.header_read)
         };
@@ -254,8 +269,8 @@ impl Connection {
 
     /// Bytes came from the client.
     fn heard(&self) {
-        if self.requests.load(Relaxed) == 0 && self.head_since_ms.load(Relaxed) == 0 {
-            self.head_since_ms.store(self.connections.now_ms(), Relaxed);
+        if self.requests.load(Relaxed) == 0 && self.head_since_us.load(Relaxed) == 0 {
+            self.head_since_us.store(self.connections.now_us(), Relaxed);
         }
     }
 }
@@ -275,23 +290,23 @@ impl Drop for Member {
 }
 
 impl InService {
-    /// Milliseconds, as of the last sweep.
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.connection.connections.now_ms()
+    /// Microseconds, as of the last sweep.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.connection.connections.now_us()
     }
 
     /// The connection asks for (more of) the answer: the client took what was offered.
     pub(crate) fn asked(&mut self) {
         if std::mem::take(&mut self.offered) {
             self.connection.offered.fetch_sub(1, Relaxed);
-            self.connection.taken_at_ms.store(self.now_ms(), Relaxed);
+            self.connection.taken_at_us.store(self.now_us(), Relaxed);
         }
     }
 
     /// A part of the answer was given to the connection.
     pub(crate) fn offer(&mut self) {
         if !std::mem::replace(&mut self.offered, true) && self.connection.offered.fetch_add(1, Relaxed) == 0 {
-            self.connection.taken_at_ms.store(self.now_ms(), Relaxed);
+            self.connection.taken_at_us.store(self.now_us(), Relaxed);
         }
     }
 }
@@ -299,7 +314,7 @@ impl InService {
 impl Drop for InService {
     fn drop(&mut self) {
         self.asked();
-        self.connection.resting_since_ms.store(self.now_ms(), Relaxed);
+        self.connection.resting_since_us.store(self.connection.connections.exact_us(), Relaxed);
         self.connection.requests.fetch_sub(1, Relaxed);
     }
 }
@@ -377,8 +392,8 @@ mod tests {
     }
 
     impl Connections {
-        fn at(&self, ms: u64) {
-            self.now_ms.store(ms, Relaxed);
+        fn at(&self, us: u64) {
+            self.now_us.store(us, Relaxed);
         }
     }
 
@@ -389,35 +404,35 @@ mod tests {
     #[tokio::test]
     async fn each_state_of_a_connection_has_its_timeout() {
         let limits = Limits::default();
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap();
+        let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap();
         let all = connections(limits);
         let member = open(&all).await;
         let connection = member.connection();
 
-        all.at(ms(limits.header_read * 3));
+        all.at(us(limits.header_read * 3) - 1_000_000);
         assert_eq!(connection.overstayed(&limits), None);
-        all.at(ms(limits.header_read * 3) + 1);
+        all.at(us(limits.header_read * 3) + 1_000_000);
         assert_eq!(connection.overstayed(&limits), Some((Limit::HeaderRead, Fate::Cut)));
 
-        let mut now = 1_000_000;
+        let mut now = 1_000_000_000;
         all.at(now);
         connection.heard();
-        now += ms(limits.header_read);
+        now += us(limits.header_read);
         all.at(now);
         assert_eq!(connection.overstayed(&limits), Some((Limit::HeaderRead, Fate::Cut)));
 
         let mut service = connection.serve();
-        now += ms(limits.unstreamed);
+        now += us(limits.unstreamed);
         all.at(now);
         assert_eq!(connection.overstayed(&limits), None, "a long generation is not a hang");
         service.offer();
-        now += ms(limits.answer_stall);
+        now += us(limits.answer_stall);
         all.at(now);
         assert_eq!(connection.overstayed(&limits), Some((Limit::AnswerStall, Fate::Cut)));
         service.asked();
         assert_eq!(connection.overstayed(&limits), None);
         drop(service);
-        now += ms(limits.idle);
+        now = us(limits.idle) + 1_000_000;
         all.at(now);
         assert_eq!(connection.overstayed(&limits), Some((Limit::Idle, Fate::Close)));
     }
@@ -433,7 +448,7 @@ mod tests {
         assert!(!member.connection().is_http2());
         noted.recognise(&HTTP2_PREFACE[20..]);
         member.connection().heard();
-        all.at(60_000);
+        all.at(60_000_000);
         assert_eq!(member.connection().overstayed(&limits), None);
         all.at(u64::MAX);
         assert_eq!(member.connection().overstayed(&limits), Some((Limit::Idle, Fate::Close)));
@@ -456,10 +471,12 @@ mod tests {
         let all = connections(Limits { connections_max: 3, ..Limits::default() });
         let busy = open(&all).await;
         let _service = busy.connection().serve();
-        all.at(10);
         let older = open(&all).await;
-        all.at(20);
         let younger = open(&all).await;
+        younger.connection().resting_since_us.fetch_add(100, Relaxed);
+        all.make_room();
+        assert!(older.connection().is_resting(), "it may be about to bring a request");
+        all.at(2_000_000);
         let newcomer = tokio::join!(open(&all), async move {
             assert_eq!(older.connection().fate(false).await, Fate::Close);
             drop(older);

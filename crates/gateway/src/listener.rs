@@ -159,9 +159,8 @@ async fn accept_all<L: Listen>(
     mut begin: impl FnMut(L::Stream, SocketAddr, Member),
 ) {
     loop {
-        let room = connections.room().await;
         match listener.accept().await {
-            Ok((stream, peer)) => begin(stream, peer, connections.admit(room)),
+            Ok((stream, peer)) => begin(stream, peer, connections.admit(connections.room().await)),
             Err(error) if is_of_one_connection(&error) => {
                 tracing::debug!(%error, "a connection broke before it was accepted");
             }
