@@ -51,6 +51,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "telemetry", may: &[], never: KUBERNETES_AND_ENVOY },
     Layer { name: "sim", may: &[], never: KUBERNETES_AND_ENVOY },
     Layer { name: "tls", may: &[], never: KUBERNETES_AND_ENVOY },
+    Layer { name: "grpc", may: &["tls"], never: KUBERNETES_AND_ENVOY },
     Layer { name: "endpoints", may: &["pool", "tls"], never: KUBERNETES_AND_ENVOY },
     Layer { name: "routing", may: &["endpoints", "pool"], never: PURE },
     Layer { name: "director", may: &["pool", "inference", "endpoints", "routing", "telemetry"], never: ANY_DOOR },
