@@ -39,7 +39,7 @@ pub struct OverlayEntry {
     pub value: String,
     /// What the value is to the file.
     pub shape: Shape,
-    /// Where the value begins; for a literal block its first character.
+    /// Where the value begins; for a literal block its first character that is no line feed.
     pub value_position: Position,
     /// Whether it is a literal block (`|`), whose lines are lines of the file.
     pub literal: bool,
@@ -166,7 +166,8 @@ impl OverlayEntry {
     fn fault_at(&self, place: Place, what: String, expected: &str) -> Fault {
         let mut position = self.value_position.clone();
         if self.literal {
-            position.line = position.line.saturating_add(place.line - 1);
+            let blank = self.value.bytes().take_while(|&byte| byte == b'\n').count() as u32;
+            position.line = position.line.saturating_add(place.line - 1).saturating_sub(blank).max(1);
             position.column = position.column.saturating_add(place.column - 1);
         }
         let key = format!("{}:{}:{}", self.key, place.line, place.column);

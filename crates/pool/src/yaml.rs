@@ -41,7 +41,7 @@ pub(crate) struct Node {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     /// The text, and what it is taken for. The flag says that it is a literal block (`|`): then its lines are lines
-    /// of the file, and the node's place is that of its first character.
+    /// of the file, and the node's place is that of its first character that is no line feed.
     Scalar {
         text: String,
         scalar: Scalar,
@@ -172,7 +172,6 @@ impl Builder {
                 let scalar = scalar_kind(&text, style, tag.as_deref(), place)?;
                 self.spend(Size { nodes: 1, bytes: text.len(), height: 1 }, place)?;
                 let literal = style == ScalarStyle::Literal;
-                let place = if literal { first_line(&text, place) } else { place };
                 let value = Value::Scalar { text: text.into_owned(), scalar, literal };
                 self.complete(Node { place, value }, anchor)
             }
@@ -264,12 +263,6 @@ impl Builder {
         }
         Ok(())
     }
-}
-
-/// Where the lines of a literal block begin: the parser points at the first that is not blank.
-fn first_line(text: &str, place: Place) -> Place {
-    let blank = text.bytes().take_while(|&byte| byte == b'\n').count();
-    Place { line: place.line.saturating_sub(saturating(blank)).max(1), column: place.column }
 }
 
 fn as_key(node: Node) -> Result<Key, YamlError> {

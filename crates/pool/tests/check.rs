@@ -124,6 +124,18 @@ fn a_named_config_map_is_judged_whatever_its_keys_and_others_only_by_theirs() {
     }
 }
 
+/// Found by fuzzing: such a value was said to begin at a column of an empty line.
+#[test]
+fn a_literal_block_with_blank_lines_first_is_placed_at_its_text() {
+    let told = told(&declare(&[(
+        "f",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  deployment: |\n\n\n    a: 1\n    b: on\n  \
+         pdb: |\n\n    - 1\n",
+    )]));
+    let starts: Vec<&str> = told.iter().map(|told| told.split(": ").next().expect("a position")).collect();
+    assert_eq!(starts, ["f:9:8", "f:12:5"], "{told:?}");
+}
+
 #[test]
 fn v1_rules_over_v1alpha2_in_whatever_order_they_come() {
     let alpha = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferencePool\nmetadata: {name: p}\nspec: {selector: {a: b}, targetPortNumber: 1}\n";

@@ -45,10 +45,10 @@ fn places_count_lines_and_characters_from_one() {
 }
 
 #[test]
-fn a_literal_block_begins_at_its_first_character() {
+fn a_literal_block_begins_at_its_first_character_that_is_no_line_feed() {
     for (text, place) in [
         ("k: |-\n  a: 1\n", (2, 3)),
-        ("k: |\n\n\n  a: 1\n", (2, 3)),
+        ("k: |\n\n\n  a: 1\n", (4, 3)),
         ("k: |2-\n   a: 1\n", (2, 3)),
         ("k: | # why\n  a: 1\n", (2, 3)),
     ] {
