@@ -3,6 +3,8 @@
 mod check;
 mod cli;
 mod endpoint_flag;
+mod files;
+mod house;
 mod listen;
 mod logging;
 mod shutdown;

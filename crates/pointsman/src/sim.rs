@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::Sim;
+use crate::house::Ground;
 use crate::shutdown::{self, Signals};
 
 /// Runs until SIGTERM or ctrl-c.
@@ -32,8 +33,7 @@ pub(crate) async fn run(flags: &Sim) -> anyhow::Result<()> {
 pub(crate) async fn start_for_up(
     count: u16,
     runtime: Runtime,
-    tracker: &TaskTracker,
-    cancel: &CancellationToken,
+    ground: &Ground,
 ) -> anyhow::Result<Vec<EndpointSpec>> {
     let engine_kind = match runtime {
         Runtime::Vllm => EngineKind::Vllm,
@@ -42,7 +42,8 @@ pub(crate) async fn start_for_up(
     };
     let config = ServerConfig { engine_kind, ..ServerConfig::default() };
     let base = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let servers = start_many(&config, count, base, tracker, cancel).await.context("--sim")?;
+    let servers =
+        start_many(&config, count, base, &ground.tracker, &ground.background).await.context("--sim")?;
     let spec = |(number, server): (usize, &SimServer)| EndpointSpec {
         name: format!("{}-{number}", config.name).into(),
         host: server.addr().ip().to_string().into(),

@@ -1,0 +1,155 @@
+//! What the files given with `--file` declare, and what becomes of their changes.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use director::{Declaration, Director};
+use pool::{Declared, EndpointSpec, InferencePool, PoolId};
+
+use crate::sources::{LOOK_EVERY, Sources};
+
+/// The pool of those who give no manifest: default settings.
+const DEFAULT_POOL: &str = "
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: default, namespace: default}
+spec:
+  selector: {matchLabels: {pool: default}}
+  targetPorts: [{number: 8000}]
+";
+
+/// The files, and what was told of them.
+pub(crate) struct Files {
+    sources: Sources,
+    /// Which pool to serve, where the files declare several.
+    wanted: Option<PoolId>,
+    told: HashSet<String>,
+    /// Endpoints besides those of the files.
+    extra: Vec<EndpointSpec>,
+}
+
+impl Files {
+    /// Reads the files; `wanted` names the pool where there is a choice.
+    ///
+    /// # Errors
+    /// A file cannot be read or parsed, or it is not clear which pool to serve.
+    pub(crate) fn open(paths: &[PathBuf], wanted: Option<PoolId>) -> anyhow::Result<Files> {
+        let mut files =
+            Files { sources: Sources::open(paths)?, wanted, told: HashSet::new(), extra: Vec::new() };
+        let declared = declared(&files.sources)?;
+        the_pool(&declared, files.wanted.as_ref())?;
+        tell_unused(&declared, &mut files.told);
+        Ok(files)
+    }
+
+    /// Adds endpoints to those of the files.
+    pub(crate) fn add_endpoints(&mut self, endpoints: impl IntoIterator<Item = EndpointSpec>) {
+        self.extra.extend(endpoints);
+    }
+
+    /// What the files declare now.
+    pub(crate) fn declaration(&self) -> anyhow::Result<Declaration> {
+        let declared = declared(&self.sources)?;
+        let pool = the_pool(&declared, self.wanted.as_ref())?;
+        Ok(declaration(pool, &declared, &self.extra))
+    }
+
+    /// Takes changes in force, for ever, where there are files.
+    pub(crate) async fn watch(mut self, director: Arc<Director>) {
+        if self.sources.is_empty() {
+            return;
+        }
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            looks.tick().await;
+            tokio::task::block_in_place(|| self.look(&director));
+        }
+    }
+
+    fn look(&mut self, director: &Arc<Director>) {
+        let refuse = |error: &anyhow::Error| {
+            director.metrics().reload_failures.inc();
+            tracing::error!("{error:#}; what ran keeps running");
+        };
+        let mut faults = Vec::new();
+        let changed = self.sources.look(&mut faults);
+        for fault in faults {
+            refuse(&fault.into());
+        }
+        if changed && let Err(error) = self.take_in_force(director) {
+            refuse(&error);
+        }
+    }
+
+    fn take_in_force(&mut self, director: &Arc<Director>) -> anyhow::Result<()> {
+        let declared = declared(&self.sources)?;
+        let pool = the_pool(&declared, self.wanted.as_ref())?;
+        tell_unused(&declared, &mut self.told);
+        director.declare(&declaration(pool, &declared, &self.extra));
+        Ok(())
+    }
+}
+
+/// All that the files declare; the default pool where there are no files.
+fn declared(sources: &Sources) -> anyhow::Result<Declared> {
+    if sources.is_empty() {
+        return Ok(pool::assemble([&pool::parse("default", DEFAULT_POOL)?]));
+    }
+    Ok(pool::assemble(sources.manifests()))
+}
+
+/// Tells what of the files is not used, each fact once, wherever in its file it moves to: `told` are the facts of
+/// the last time.
+fn tell_unused(declared: &Declared, told: &mut HashSet<String>) {
+    let mut facts = HashSet::new();
+    for object in &declared.passed_over {
+        let fact = format!("{} {}", object.kind, object.name);
+        if !told.contains(&fact) {
+            tracing::info!("{}: {fact} has no meaning here and is passed over", object.position);
+        }
+        facts.insert(fact);
+    }
+    for fault in &declared.faults {
+        let fact = format!("{}: {}", fault.key, fault.what);
+        if !told.contains(&fact) {
+            tracing::warn!("{fault}");
+        }
+        facts.insert(fact);
+    }
+    *told = facts;
+}
+
+/// The pool to serve. Nothing but the path could tell two pools' requests apart here, and all have the same path.
+fn the_pool<'a>(declared: &'a Declared, wanted: Option<&PoolId>) -> anyhow::Result<&'a InferencePool> {
+    if let Some(id) = wanted {
+        let found = declared.pools.iter().find(|pool| pool.id == *id);
+        return found
+            .with_context(|| format!("no InferencePool {id} is declared in the files given with --file"));
+    }
+    match declared.pools.as_slice() {
+        [pool] => Ok(pool),
+        [] => bail!("no InferencePool is declared in the files given with --file"),
+        [first, second, ..] => bail!(
+            "two InferencePools would answer the same request: {} ({}) and {} ({}); run one process for each",
+            first.id,
+            first.position,
+            second.id,
+            second.position
+        ),
+    }
+}
+
+fn declaration(pool: &InferencePool, declared: &Declared, extra: &[EndpointSpec]) -> Declaration {
+    let mut endpoints = pool.endpoints(&declared.slices);
+    endpoints.extend_from_slice(extra);
+    let models = declared.models.iter().filter(|model| model.pool == pool.id).map(|model| &model.model_name);
+    let rewrites = declared
+        .rewrites
+        .iter()
+        .filter(|rewrite| rewrite.pool == pool.id)
+        .flat_map(|rewrite| rewrite.rules.iter().flat_map(|rule| &rule.models));
+    let named_models: HashSet<String> = models.chain(rewrites).cloned().collect();
+    Declaration { pool: pool.clone(), named_models, endpoints }
+}

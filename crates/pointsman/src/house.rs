@@ -1,0 +1,150 @@
+//! What every server of this program stands on: a director, the files that are watched for it, the admin door, and
+//! the order in which all of that stops.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use director::{Clock, Director, Limits};
+use telemetry::Metrics;
+use telemetry::admin::{self, Subject};
+use tls::ServingCertificate;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::files::Files;
+use crate::logging::LogControl;
+use crate::shutdown::{self, Signals};
+
+/// How long the first scrape of every endpoint may hold up the start.
+const SETTLE_MAX: Duration = Duration::from_millis(1500);
+
+/// A director and what runs beside it.
+pub(crate) struct House {
+    pub(crate) director: Arc<Director>,
+    tracker: TaskTracker,
+    /// Ends what runs beside the requests.
+    background: CancellationToken,
+    /// Nothing new should come; from now on the admin door says so.
+    pub(crate) stopping: CancellationToken,
+    signals: Signals,
+}
+
+/// How long each part of stopping may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stop {
+    /// After the signal, while new requests are still taken.
+    pub(crate) delay: Duration,
+    /// For requests in flight.
+    pub(crate) drain: Duration,
+}
+
+/// The program as the admin door shows it.
+struct Program {
+    director: Arc<Director>,
+    stopping: CancellationToken,
+    limits: serde_json::Value,
+    log: LogControl,
+}
+
+/// Where the tasks of a house run, before there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Ground {
+    pub(crate) tracker: TaskTracker,
+    pub(crate) background: CancellationToken,
+}
+
+impl House {
+    /// Takes in force what `files` declare, waits a moment for the first loads, and follows changes.
+    pub(crate) async fn build(ground: Ground, files: Files, limits: Limits) -> anyhow::Result<House> {
+        let Ground { tracker, background } = ground;
+        let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+        let director = Director::new(metrics, Clock::start(), limits, tracker.clone(), background.clone());
+        director.declare(&files.declaration()?).settled(SETTLE_MAX).await;
+        let stopping = CancellationToken::new();
+        let house = House { director, tracker, background, stopping, signals: Signals::listen()? };
+        house.beside(files.watch(Arc::clone(&house.director)));
+        Ok(house)
+    }
+
+    /// Runs `task` beside the requests, until the process stops.
+    pub(crate) fn beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let until = self.background.clone();
+        self.tracker.spawn(async move { until.run_until_cancelled(task).await });
+    }
+
+    /// Serves the admin door; `limits` are shown with the director's state.
+    pub(crate) fn serve_admin(&self, listener: TcpListener, limits: serde_json::Value, log: LogControl) {
+        let director = Arc::clone(&self.director);
+        let metrics = Arc::clone(director.metrics());
+        let subject = Arc::new(Program { director, stopping: self.stopping.clone(), limits, log });
+        let until = self.background.clone().cancelled_owned();
+        self.tracker.spawn(async move {
+            if let Err(error) = admin::serve(listener, metrics, subject, until).await {
+                tracing::error!(%error, "the admin address is no longer served");
+            }
+        });
+    }
+
+    /// Follows changes of the certificate's files.
+    pub(crate) fn watch_certificate(&self, certificate: &Arc<ServingCertificate>) {
+        self.beside(Arc::clone(certificate).watch());
+    }
+
+    /// Waits for `serving`, which says whether it drained, and stops it at the first signal: cancels `accepting` after the
+    /// delay. A second signal cuts everything off.
+    pub(crate) async fn run(
+        mut self,
+        serving: impl Future<Output = bool>,
+        accepting: CancellationToken,
+        stop: Stop,
+    ) {
+        let stopping = self.stopping.clone();
+        let signals = &mut self.signals;
+        let stopped = async move {
+            let signal = signals.next().await;
+            tracing::info!(signal, drain = ?stop.drain, "stopping: no new request, those in flight end");
+            stopping.cancel();
+            tokio::select! {
+                () = tokio::time::sleep(stop.delay) => accepting.cancel(),
+                signal = signals.next() => return signal,
+            }
+            signals.next().await
+        };
+        tokio::select! {
+            drained = serving => if !drained {
+                tracing::warn!(drain = ?stop.drain, "requests were still in flight when the drain time was over");
+            },
+            signal = stopped => {
+                tracing::warn!(signal, "asked to stop once more: requests in flight are cut off");
+                self.director.cut_off();
+            }
+        }
+        self.background.cancel();
+        shutdown::finish(&self.tracker).await;
+    }
+}
+
+impl Subject for Program {
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.is_cancelled() {
+            return Err("shutting down".into());
+        }
+        self.director.ready()
+    }
+
+    fn state(&self) -> serde_json::Value {
+        let mut state = self.director.state();
+        state["limits"] = self.limits.clone();
+        state
+    }
+
+    fn log_level(&self) -> String {
+        self.log.level()
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), String> {
+        self.log.set_level(level)
+    }
+}
