@@ -38,6 +38,9 @@ pub enum TlsError {
         /// What went wrong.
         source: rustls::Error,
     },
+    /// A certificate cannot be made.
+    #[error("no certificate could be made: {0}")]
+    SelfSigned(String),
     /// There is nobody to trust.
     #[error("no root certificates found on this system: set SSL_CERT_FILE, or name a file of them")]
     NoRoots,

@@ -9,19 +9,25 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::{TlsError, provider};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// A certificate with its key, from two PEM files, as they are now.
+/// A certificate with its key: from two PEM files, as they are now, or made for this process.
 pub struct ServingCertificate {
-    cert: PathBuf,
-    key: PathBuf,
     alpn: Vec<Vec<u8>>,
     config: ArcSwap<ServerConfig>,
+    /// Absent where the certificate was made.
+    files: Option<Files>,
+}
+
+/// Where the certificate and its key are.
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
     /// What was read at first.
     opened: Pem,
 }
@@ -42,13 +48,26 @@ impl ServingCertificate {
         let opened = Pem::read(cert, key)?;
         let alpn: Vec<Vec<u8>> = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         let config = opened.config(cert, key, &alpn)?;
-        Ok(ServingCertificate {
-            cert: cert.into(),
-            key: key.into(),
-            alpn,
-            config: ArcSwap::from_pointee(config),
-            opened,
-        })
+        let files = Files { cert: cert.into(), key: key.into(), opened };
+        Ok(ServingCertificate { alpn, config: ArcSwap::from_pointee(config), files: Some(files) })
+    }
+
+    /// Makes a certificate for `name` that nobody but itself vouches for. For peers that do not verify, as gateways
+    /// do not verify pickers.
+    ///
+    /// # Errors
+    /// The certificate cannot be made.
+    pub fn self_signed(name: &str, alpn: &[&str]) -> Result<ServingCertificate, TlsError> {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()])
+            .map_err(|error| TlsError::SelfSigned(error.to_string()))?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)?;
+        let alpn: Vec<Vec<u8>> = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config.alpn_protocols.clone_from(&alpn);
+        Ok(ServingCertificate { alpn, config: ArcSwap::from_pointee(config), files: None })
     }
 
     /// The configuration for the next handshake.
@@ -57,9 +76,10 @@ impl ServingCertificate {
         self.config.load_full()
     }
 
-    /// Takes changes of the files in force, for ever. A pair that cannot be used is told once and changes nothing.
+    /// Takes changes of the files in force, for ever, where there are files. A pair that cannot be used is told once and changes nothing.
     pub async fn watch(self: Arc<Self>) {
-        let mut seen = self.opened.clone();
+        let Some(Files { cert, key, opened }) = &self.files else { return };
+        let mut seen = opened.clone();
         // The files are written one after the other: a bad pair is complained of when it is still there at the next
         // look.
         let mut suspect: Option<Pem> = None;
@@ -68,14 +88,14 @@ impl ServingCertificate {
         loop {
             looks.tick().await;
             // Two small files: shorter than a hop to another thread.
-            let Ok(found) = Pem::read(&self.cert, &self.key) else { continue };
+            let Ok(found) = Pem::read(cert, key) else { continue };
             if found == seen {
                 continue;
             }
-            match found.config(&self.cert, &self.key, &self.alpn) {
+            match found.config(cert, key, &self.alpn) {
                 Ok(config) => {
                     self.config.store(Arc::new(config));
-                    tracing::info!(cert = %self.cert.display(), "a new certificate is served from now on");
+                    tracing::info!(cert = %cert.display(), "a new certificate is served from now on");
                     seen = found;
                 }
                 Err(error) if suspect.as_ref() == Some(&found) && told.as_ref() != Some(&found) => {
@@ -155,6 +175,12 @@ mod tests {
         fn open(&self) -> Result<ServingCertificate, TlsError> {
             ServingCertificate::open(&self.cert(), &self.key(), &["h2"])
         }
+    }
+
+    #[test]
+    fn a_certificate_is_made_where_none_is_given() {
+        let made = ServingCertificate::self_signed("pointsman", &["h2"]).unwrap();
+        assert_eq!(made.config().alpn_protocols, [b"h2".to_vec()]);
     }
 
     #[test]
