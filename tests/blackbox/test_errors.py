@@ -1,6 +1,5 @@
 """Errors to clients: OpenAI's shape, a reason of a closed set, `Retry-After` (cli.md)."""
 
-import re
 import socket
 import threading
 import time
@@ -8,33 +7,12 @@ import time
 import httpx
 import pytest
 
+from harness.errors import assert_error
 from harness.manifests import STRATEGY
-from harness.pointsman import ROOT
 from harness.upstream import Fault, forget
 from harness.wait import until
 
 JSON = {"content-type": "application/json"}
-
-
-def documented_reasons() -> set[str]:
-    """The words of the table in the operators' handbook."""
-    table = (ROOT / "docs/operations.md").read_text()
-    return set(re.findall(r"^\| \d{3}[^|]*\| `([a-z_]+)` \|", table, re.MULTILINE))
-
-
-def assert_error(answer: httpx.Response, status: int) -> str:
-    """Asserts the shape of an error of ours; gives its message."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-pointsman-reason"] in documented_reasons()
-    body = answer.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["param"] is None
-    assert body["error"]["message"] and body["error"]["type"]
-    if status in (429, 503):
-        assert re.fullmatch(r"[1-9]\d*", answer.headers["retry-after"])
-    return body["error"]["message"]
 
 
 @pytest.fixture

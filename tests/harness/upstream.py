@@ -353,7 +353,7 @@ async def _read_request(reader: _Reader, writer: asyncio.StreamWriter) -> Seen |
 
 async def _read_chunks(reader: _Reader) -> bytes:
     body = b""
-    while size := int((await reader.readline()).split(b";")[0], 16):
+    while size := int((await reader.readuntil(b"\n")).split(b";")[0], 16):
         body += await reader.readexactly(size)
         await reader.readexactly(2)
     await reader.readuntil(b"\r\n")
