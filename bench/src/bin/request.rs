@@ -107,7 +107,7 @@ impl Requests {
     fn new(bytes: usize) -> anyhow::Result<Requests> {
         let metrics = Arc::new(Metrics::new("bench"));
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let director = Director::new(metrics, Clock::start(), Limits::default(), tracker, cancel);
+        let director = Director::new(metrics, Clock::start(), Limits::default(), 0, tracker, cancel);
         let pool = pool::parse("p.yaml", POOL)?.pools.remove(0);
         let endpoints = (1..=ENDPOINTS).map(spec).collect();
         director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });

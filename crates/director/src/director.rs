@@ -23,6 +23,7 @@ pub struct Director {
     clock: Clock,
     metrics: Arc<Metrics>,
     limits: Limits,
+    seed: u64,
     budget: RetryBudget,
     bodies: Bounded,
     in_flight: Bounded,
@@ -35,12 +36,14 @@ pub struct Director {
 }
 
 impl Director {
-    /// A director without a pool. Its background tasks run on `tracker` until `cancel`.
+    /// A director without a pool. Its background tasks run on `tracker` until `cancel`; `seed` settles what is equal
+    /// otherwise.
     #[must_use]
     pub fn new(
         metrics: Arc<Metrics>,
         clock: Clock,
         limits: Limits,
+        seed: u64,
         tracker: TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<Director> {
@@ -50,6 +53,7 @@ impl Director {
                 clock,
                 metrics,
                 limits,
+                seed,
                 budget: RetryBudget::default(),
                 bodies: Bounded::new(limits.bodies_bytes_max),
                 in_flight: Bounded::new(limits.requests_max),
@@ -72,7 +76,8 @@ impl Director {
             return Arc::clone(pool);
         }
         let cancel = self.cancel.child_token();
-        let pool = ServedPool::start(declaration, self.clock, &self.metrics, &self.tracker, cancel);
+        let pool =
+            ServedPool::start(declaration, self.clock, self.seed, &self.metrics, &self.tracker, cancel);
         self.pool.store(Some(Arc::clone(&pool)));
         if let Some(last) = last {
             last.stop(&self.metrics);
@@ -173,6 +178,13 @@ impl Director {
     pub(crate) fn is_cut_off(&self) -> bool {
         self.cut_off.load(Relaxed)
     }
+}
+
+/// A seed that differs from process to process.
+#[must_use]
+pub fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
 }
 
 fn no_pool() -> Refusal {

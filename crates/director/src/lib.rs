@@ -25,7 +25,7 @@ mod request;
 mod served_pool;
 mod view;
 
-pub use director::Director;
+pub use director::{Director, random_seed};
 pub use limits::{HeldBytes, Limits};
 pub use reason::{Reason, Refusal};
 pub use request::{Exchange, Failure, Head, Intake};

@@ -101,6 +101,7 @@ impl ServedPool {
     pub(crate) fn start(
         declaration: &Declaration,
         clock: Clock,
+        seed: u64,
         metrics: &Metrics,
         tracker: &TaskTracker,
         cancel: CancellationToken,
@@ -111,7 +112,7 @@ impl ServedPool {
         endpoints::spawn(Arc::clone(&endpoints), scrape_changes, clock, tracker, cancel.clone());
         let pool = Arc::new(ServedPool {
             id: declaration.pool.id.clone(),
-            router: Mutex::new(Router::new(&in_force.policy.prefix_cache, seed())),
+            router: Mutex::new(Router::new(&in_force.policy.prefix_cache, seed)),
             in_force: ArcSwap::from_pointee(in_force),
             endpoints,
             scrape,
@@ -452,9 +453,4 @@ fn describe_change(before: &[Setting], after: &[Setting]) -> String {
     let changes: Vec<_> =
         pairs.map(|(before, after)| format!("{}: {} -> {}", after.key, before.value, after.value)).collect();
     changes.join(", ")
-}
-
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
 }

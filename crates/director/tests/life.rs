@@ -47,6 +47,7 @@ fn house(endpoints: u16) -> House {
         Arc::clone(&metrics),
         Clock::start(),
         limits,
+        0,
         TaskTracker::new(),
         CancellationToken::new(),
     );

@@ -4,7 +4,7 @@
 //! second looks at all of them and tells those that overstayed. So ten thousand idle connections cost one loop, not
 //! ten thousand timers.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Open {
     next: u64,
-    by_number: HashMap<u64, Arc<Connection>>,
+    by_number: BTreeMap<u64, Arc<Connection>>,
 }
 
 /// One connection, as the sweep sees it.

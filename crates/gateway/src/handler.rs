@@ -164,6 +164,7 @@ impl Gateway {
     ) -> Result<Answer, Refusal> {
         loop {
             let attempted = tokio::select! {
+                biased;
                 attempted = self.attempt(parts, upload, exchange) => attempted,
                 () = self.out_of_time(upload, exchange) => {
                     self.metrics().limits.reached(Limit::FirstByte);

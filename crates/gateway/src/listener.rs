@@ -124,6 +124,7 @@ pub async fn serve<L: Listen>(
         let (service, abandon) = (Arc::clone(&service), abandon.clone());
         tracker.spawn(async move {
             tokio::select! {
+                biased;
                 () = service.connection(stream, peer, &member) => {}
                 () = abandon.cancelled() => {}
             }
@@ -242,11 +243,13 @@ impl Service {
         let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let closing = async {
             tokio::select! {
+                biased;
                 fate = connection.fate(false) => fate,
                 () = self.drained(connection) => Fate::Close,
             }
         };
         let fate = tokio::select! {
+            biased;
             ended = serving.as_mut() => return self.tell(client, ended),
             fate = closing => fate,
         };
@@ -263,6 +266,7 @@ impl Service {
             }
         };
         tokio::select! {
+            biased;
             ended = serving.as_mut() => self.tell(client, ended),
             _ = connection.fate(true) => {}
             () = overdue => {}

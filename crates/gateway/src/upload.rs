@@ -204,6 +204,7 @@ impl Upload {
             };
             let due = waiting_since.unwrap_or_else(Instant::now) + self.stall;
             tokio::select! {
+                biased;
                 () = told => return,
                 () = sleep_until(due) => {}
             }

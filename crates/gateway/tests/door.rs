@@ -164,7 +164,7 @@ impl Door {
         let limits = Limits { body_bytes_max: BODY_BYTES_MAX, ..Limits::default() };
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let director =
-            Director::new(Arc::clone(&metrics), Clock::start(), limits, tracker.clone(), cancel.clone());
+            Director::new(Arc::clone(&metrics), Clock::start(), limits, 0, tracker.clone(), cancel.clone());
         director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -60,7 +60,14 @@ impl House {
     pub(crate) async fn build(ground: Ground, files: Files, limits: Limits) -> anyhow::Result<House> {
         let Ground { tracker, background } = ground;
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-        let director = Director::new(metrics, Clock::start(), limits, tracker.clone(), background.clone());
+        let director = Director::new(
+            metrics,
+            Clock::start(),
+            limits,
+            director::random_seed(),
+            tracker.clone(),
+            background.clone(),
+        );
         director.declare(&files.declaration()?).settled(SETTLE_MAX).await;
         let stopping = CancellationToken::new();
         let house = House { director, tracker, background, stopping, signals: Signals::listen()? };
