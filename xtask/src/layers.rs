@@ -56,6 +56,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "routing", may: &["endpoints", "pool"], never: PURE },
     Layer { name: "director", may: &["pool", "inference", "endpoints", "routing", "telemetry"], never: ANY_DOOR },
     Layer { name: "gateway", may: &["director", "inference", "telemetry", "tls"], never: KUBERNETES_AND_ENVOY },
+    Layer { name: "ext-proc", may: &["inference"], never: PURE },
     Layer { name: "pointsman", may: &["pool", "endpoints", "director", "gateway", "telemetry", "sim", "inference", "tls"], never: &[] },
     Layer { name: "bench", may: &["pool", "inference", "endpoints", "routing", "director", "gateway", "telemetry", "sim"], never: &[] },
     Layer { name: "xtask", may: &["pool", "telemetry"], never: &[] },
