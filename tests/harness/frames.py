@@ -59,14 +59,20 @@ def reset(stream: int, code: int = 8) -> bytes:
 
 
 class Frames:
-    """One connection. Nothing is answered for the test: neither settings nor pings, and no window is opened."""
+    """One connection. Nothing is answered for the test: no window is opened, settings and pings are acknowledged only where `polite`."""
 
-    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, begin: bytes = PREFACE + settings()) -> None:
+    def __init__(
+        self, url: str, *, tls: ssl.SSLContext | None = None, begin: bytes = PREFACE + settings(), polite: bool = False
+    ) -> None:
         host, port = url.split("://")[1].split(":")
         self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname=host)
+        self._polite = polite
         self._encoder, self._decoder = Encoder(), Decoder()
+        self.last_stream: int | None = None
+        """The last stream that counts, once GOAWAY has told."""
         self._answers: dict[int, dict[str, str]] = {}
         self._buffer = b""
         self.send(begin)
@@ -112,7 +118,12 @@ class Frames:
             payload = self._exactly(int.from_bytes(head[:3], "big"))
         except ConnectionError:
             return None
-        return Frame(head[3], head[4], int.from_bytes(head[5:9], "big"), payload)
+        found = Frame(head[3], head[4], int.from_bytes(head[5:9], "big"), payload)
+        if found.kind == Kind.GOAWAY:
+            self.last_stream = int.from_bytes(payload[:4], "big")
+        if self._polite and found.kind in (Kind.PING, Kind.SETTINGS) and not found.flags & ACK:
+            self.try_send(frame(found.kind, ACK, 0, payload if found.kind == Kind.PING else b""))
+        return found
 
     def until(self, kind: Kind, stream: int | None = None) -> Frame:
         """Reads on to the next such frame."""

@@ -233,16 +233,19 @@ class RawServer:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        self._listener.close()
-        for wire in self.wires:
-            wire.close()
+        """Wakes all threads, which close what is theirs: a number closed here would soon be another's while they still use it."""
+        for connection in (self._listener, *(wire.socket for wire in self.wires)):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
 
     def _accept(self) -> None:
         while True:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return
+                return self._listener.close()
             wire = Wire(connection)
             self.wires.append(wire)
             threading.Thread(target=self._connection, args=(wire,), daemon=True).start()

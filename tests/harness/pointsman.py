@@ -32,11 +32,11 @@ def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedPro
 class Pointsman:
     """`pointsman up` on free ports."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, *arguments: object, listen: str = "127.0.0.1:0") -> None:
         self.log_file = folder / f"pointsman-{time.monotonic_ns()}.log"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                command("up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", *arguments),
+                command("up", "--listen", listen, "--admin", "127.0.0.1:0", *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
