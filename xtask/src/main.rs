@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask test`, `layers`, `docs`, `bench`.
+//! The project's own commands: `cargo xtask test`, `fuzz`, `layers`, `docs`, `bench`.
 #![expect(clippy::print_stdout, reason = "what these commands make is text for the person who calls them")]
 
 mod cache;
 mod docs;
+mod fuzz;
 mod layers;
 mod parts;
 mod process;
@@ -32,6 +33,14 @@ enum Task {
     },
     /// Install what the tests need and nothing else.
     Install,
+    /// Look for input that brings a parser down or makes it disagree with another: docs/fuzzing.md.
+    Fuzz {
+        /// One target; all of them one after the other unless named.
+        target: Option<String>,
+        /// How long each target runs, after its seeds; 0 replays the seeds alone.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Fail if a crate depends on what it must not know.
     Layers,
     /// Write the documents that are made from code.
@@ -65,6 +74,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Install => {
             parts::install(&root, &cache::Cache::open()?)?;
         }
+        Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds)?,
         Task::Layers => layers::check(&root)?,
         Task::Docs { check: true } => docs::check(&root)?,
         Task::Docs { check: false } => docs::write(&root)?,

@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::parts::{self, Parts};
 use crate::process::{follow, line_of};
 use crate::tally::Tally;
-use crate::{docs, layers};
+use crate::{docs, fuzz, layers};
 
 /// Runs the steps: those of `fast`, or all.
 ///
@@ -60,7 +60,8 @@ impl Steps<'_> {
         });
         let (true, Some(parts)) = (installed, parts) else { return Ok(false) };
         Ok(self.pytest("black box", "tests/blackbox", &parts)?
-            && self.pytest("real parts", "tests/real", &parts)?)
+            && self.pytest("real parts", "tests/real", &parts)?
+            && self.check("fuzzing", "cargo xtask fuzz", fuzz::test))
     }
 
     fn cargo(&mut self, name: &'static str, arguments: &[&str]) -> anyhow::Result<bool> {
