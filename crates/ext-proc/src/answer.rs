@@ -299,7 +299,7 @@ impl ModeOverride {
             (self.request_body, REQUEST_BODY_MODE, REQUEST_TRAILER_MODE),
             (self.response_body, RESPONSE_BODY_MODE, RESPONSE_TRAILER_MODE),
         ] {
-            writer.varint(body_field, mode.number());
+            writer.varint(body_field, mode.number().into());
             // Without its trailers the end of a body in parts is not told.
             if matches!(mode, BodyMode::Streamed | BodyMode::FullDuplexStreamed) {
                 writer.varint(trailer_field, SEND);

@@ -37,8 +37,19 @@ pub(crate) struct Lane {
 enum Headers {
     #[default]
     NotCome,
+    /// Something else came first.
+    Skipped,
     Owed,
     Answered,
+}
+
+impl Headers {
+    /// Something else comes.
+    fn pass(&mut self) {
+        if *self == Headers::NotCome {
+            *self = Headers::Skipped;
+        }
+    }
 }
 
 /// What Envoy is owed next.
@@ -65,12 +76,14 @@ impl Lane {
         self.mode
     }
 
-    pub(crate) fn headers_came(&self) -> bool {
+    /// Whether anything came.
+    pub(crate) fn has_begun(&self) -> bool {
         self.headers != Headers::NotCome
     }
 
-    pub(crate) fn headers_answered(&self) -> bool {
-        self.headers == Headers::Answered
+    /// Whether the headers came, and are not answered.
+    pub(crate) fn headers_owed(&self) -> bool {
+        self.headers == Headers::Owed
     }
 
     /// Whether the end of the stream has come, or trailers.
@@ -95,6 +108,7 @@ impl Lane {
 
     /// A part of the body came. Where Envoy holds it whole it is kept for whoever `may_rewrite` it.
     pub(crate) fn body(&mut self, bytes: &Bytes, end_of_stream: bool, may_rewrite: bool) {
+        self.headers.pass();
         self.bytes += bytes.len() as u64;
         self.at_end = end_of_stream;
         if self.is_duplex() {
@@ -108,6 +122,7 @@ impl Lane {
     }
 
     pub(crate) fn trailers(&mut self) {
+        self.headers.pass();
         self.trailers_owed = true;
         self.at_end = true;
     }

@@ -123,14 +123,14 @@ pub enum Broken {
     /// A request of which the head was never sent.
     #[error("a request's body came without its headers: set request_header_mode to SEND")]
     NoHeaders,
-    /// The same headers again.
-    #[error("headers came twice on one stream")]
-    HeadersTwice,
+    /// Headers where none can be.
+    #[error("headers came twice, or behind their body")]
+    HeadersOutOfPlace,
     /// A way to send bodies that is not spoken here.
     #[error("body mode {number} is not spoken here; FULL_DUPLEX_STREAMED (4) is, and BUFFERED_PARTIAL (3)")]
     BodyMode {
         /// Its number in `ProcessingMode.BodySendMode`.
-        number: u64,
+        number: u32,
     },
 }
 
@@ -193,7 +193,7 @@ impl Machine {
 
     /// The request goes where `pick` says. Without effect where no decision is awaited.
     pub fn routed(&mut self, pick: &Pick<'_>) {
-        if !self.life.is_undecided() {
+        if self.speech != Speech::Speaking || !self.life.is_undecided() {
             return;
         }
         self.life = Life::Routed;
@@ -228,8 +228,7 @@ impl Machine {
     /// Asks for the parts of an answer, or not to be sent any, after [`Event::Answer`] and before the next answer of
     /// ours. Where Envoy does not allow it they come as they are configured.
     pub fn show_answer_body(&mut self, show: bool) {
-        let to_come =
-            self.response.headers_came() && !self.response.headers_answered() && !self.response.at_end();
+        let to_come = self.response.headers_owed() && !self.response.at_end();
         let Some(protocol) = self.protocol.as_mut().filter(|_| to_come) else { return };
         let asked = match (show, protocol.response_body) {
             // Envoy holds the parts, and our answers are empty.
@@ -246,7 +245,7 @@ impl Machine {
 
     /// Sets a header of the answer, after [`Event::Answer`] and before the next answer of ours.
     pub fn set_answer_header(&mut self, name: &str, value: &str) {
-        if self.response.headers_came() && !self.response.headers_answered() {
+        if self.response.headers_owed() {
             self.response_changes.headers.set(name, value);
         }
     }
@@ -327,8 +326,8 @@ impl Machine {
     }
 
     fn request_headers(&mut self, headers: Headers, metadata: &Metadata) -> Result<Event, Broken> {
-        if self.request.headers_came() {
-            return Err(Broken::HeadersTwice);
+        if self.request.has_begun() {
+            return Err(Broken::HeadersOutOfPlace);
         }
         self.request.headers(headers.end_of_stream);
         let head = Head::read(headers.map, metadata, &mut self.request_changes.headers)?;
@@ -343,7 +342,7 @@ impl Machine {
     }
 
     fn request_body(&mut self, body: message::Body) -> Result<Event, Broken> {
-        if !self.request.headers_came() {
+        if !self.request.has_begun() {
             return Err(Broken::NoHeaders);
         }
         if self.request.at_end() {
@@ -364,7 +363,7 @@ impl Machine {
     }
 
     fn request_trailers(&mut self) -> Result<Event, Broken> {
-        if !self.request.headers_came() {
+        if !self.request.has_begun() {
             return Err(Broken::NoHeaders);
         }
         if self.request.at_end() {
@@ -379,8 +378,8 @@ impl Machine {
     }
 
     fn response_headers(&mut self, headers: &Headers, metadata: &Metadata) -> Result<Event, Broken> {
-        if self.response.headers_came() {
-            return Err(Broken::HeadersTwice);
+        if self.response.has_begun() {
+            return Err(Broken::HeadersOutOfPlace);
         }
         self.response.headers(headers.end_of_stream);
         let head = AnswerHead::read(&headers.map, metadata)?;

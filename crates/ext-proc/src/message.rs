@@ -91,7 +91,7 @@ pub enum BodyMode {
     /// In parts, which Envoy forgets: what it is to send on comes back as answers, at any time.
     FullDuplexStreamed,
     /// Another one, by its number.
-    Other(u64),
+    Other(u32),
 }
 
 impl Message {
@@ -244,6 +244,12 @@ fn header(header: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 }
 
 impl Metadata {
+    /// The `Metadata` that `message` is.
+    #[must_use]
+    pub fn of(message: Bytes) -> Metadata {
+        Metadata(message)
+    }
+
     /// What stands under `key` in `namespace` of the untyped metadata.
     ///
     /// # Errors
@@ -330,7 +336,11 @@ impl Protocol {
 
 impl BodyMode {
     fn of(number: u64) -> BodyMode {
-        match number {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "enums have 32 bits; protobuf drops what is more"
+        )]
+        match number as u32 {
             0 => BodyMode::None,
             1 => BodyMode::Streamed,
             2 => BodyMode::Buffered,
@@ -342,7 +352,7 @@ impl BodyMode {
 
     /// The number of `ProcessingMode.BodySendMode`.
     #[must_use]
-    pub fn number(self) -> u64 {
+    pub fn number(self) -> u32 {
         match self {
             BodyMode::None => 0,
             BodyMode::Streamed => 1,
