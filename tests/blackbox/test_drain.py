@@ -15,7 +15,9 @@ from harness.wait import until
 
 BODY = b'{"model":"tiny","prompt":"a"}'
 STREAMED = b'{"model":"tiny","prompt":"a","stream":true}'
-WHOLE = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+WHOLE = HEAD % len(BODY) + BODY
+WHOLE_STREAMED = HEAD % len(STREAMED) + STREAMED
 
 
 @pytest.fixture
@@ -149,7 +151,10 @@ def test_idle_connections_hold_nothing_up(idle, door):
         client.socket.close()
 
 
-@pytest.mark.parametrize("stalled", [b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"], ids=["head", "body"])
+HALF_BODY = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"
+
+
+@pytest.mark.parametrize("stalled", [b"POST /v1/comp", HALF_BODY], ids=["head", "body"])
 def test_who_rests_in_the_middle_of_a_request_holds_the_end_up_no_longer_than_the_drain(stalled, door):
     pointsman, _ = door("--drain", "1s")
     with Wire.to(pointsman.gateway) as client:
@@ -165,7 +170,7 @@ def test_a_stream_that_is_longer_than_the_drain_is_cut_and_seen_to_be(door):
     pointsman, server = door("--drain", "1s")
     server.answers(tokens=1000)
     with Wire.to(pointsman.gateway) as first, Frames(pointsman.gateway, polite=True) as second:
-        first.send(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(STREAMED), STREAMED))
+        first.send(WHOLE_STREAMED)
         second.ask(1, body=STREAMED)
         until(lambda: server.in_flight == 2, within=5, what="both are in flight")
         time.sleep(0.5)
@@ -187,7 +192,7 @@ def test_a_second_signal_cuts_at_once(door):
     pointsman, server = door()
     server.answers(tokens=1000)
     with Wire.to(pointsman.gateway) as client:
-        client.send(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(STREAMED), STREAMED))
+        client.send(WHOLE_STREAMED)
         until(lambda: server.in_flight == 1, within=5, what="one is in flight")
         pointsman.terminate()
         until(lambda: is_refused(pointsman), within=2, what="it drains")

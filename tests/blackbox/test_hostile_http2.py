@@ -26,7 +26,7 @@ from harness.wait import until
 
 BODY = b'{"model":"tiny","prompt":"a"}'
 STREAMED = b'{"model":"tiny","prompt":"a","stream":true}'
-ATTACK_S = 1.0
+ATTACK_S = 0.7
 """A flood ends when this is over, or the connection."""
 GROWTH_BYTES_MAX = 64 << 20
 """Generous: allocators keep what they had. A flood without a bound brings hundreds of megabytes in that time."""

@@ -120,6 +120,18 @@ def test_a_body_of_too_many_bytes_is_413_and_counted(announced, path, door):
     assert [seen for seen in [*server.requests, *server.other] if seen.target == path] == []
 
 
+def test_who_waits_to_be_told_to_send_a_body_that_is_too_large_is_told_not_to(door):
+    pointsman, _ = door("--body-bytes-max", 100_000)
+    for length, first in ((100_001, b"HTTP/1.1 413 "), (len(BODY), b"HTTP/1.1 100 ")):
+        with Wire.to(pointsman.gateway) as client:
+            client.send(head(b"Expect: 100-continue", length=length))
+            assert client.ended() is False
+            assert client.received.startswith(first), client.received
+            if length == len(BODY):
+                client.send(BODY)
+                assert client.read_answer()[0].status == 200
+
+
 def test_bodies_that_fill_the_memory_for_all_are_429_until_they_are_gone(start, upstreams):
     """Where the model decides and comes last, the whole body is held before anything is sent on."""
     servers = [*upstreams(1, models=["tiny"]), *upstreams(1, models=["tiny", "other"])]

@@ -20,8 +20,6 @@ AT_ONCE_S = 0.5
 """A hang-up gets through within milliseconds; the rest is for slow machines."""
 SWEEP_S = 1.5
 """Timeouts are met within half a second; the rest is for slow machines."""
-CLOSE_S = 5
-"""What HTTP/2 gives a connection to close in good order."""
 KERNEL_BYTES_MAX = 16 << 20
 """What buffers of the kernel may take of an answer that nobody reads, on the way through four of them."""
 
@@ -97,15 +95,14 @@ def test_a_head_byte_by_byte_has_no_more_time_than_another(door):
     assert time.monotonic() - begin < 1 + SWEEP_S
 
 
-@pytest.mark.parametrize("polite", [True, False], ids=["answers pings", "answers nothing"])
-def test_a_head_of_http2_that_does_not_come_to_its_end_closes_the_connection(polite, door):
-    """Whoever answers pings is there, and idle; who does not is gone before."""
-    pointsman, _ = door("--header-read-timeout", "1s", "--idle-timeout", "2s")
-    with Frames(pointsman.gateway, polite=polite) as client:
+def test_a_head_of_http2_that_does_not_come_to_its_end_closes_the_connection(door):
+    """Nothing may come between its frames, no answer to a ping either: the first ping that is not answered ends it."""
+    pointsman, _ = door("--header-read-timeout", "1s")
+    with Frames(pointsman.gateway) as client:
         begin = time.monotonic()
         client.send(frame(Kind.HEADERS, 0, 1, client.block()))
         client.to_the_end()
-        assert time.monotonic() - begin < 2 + SWEEP_S + (CLOSE_S if polite else 0)
+        assert time.monotonic() - begin < 2 + SWEEP_S
 
 
 def test_the_second_head_on_a_connection_is_timed_like_the_first(door):
@@ -218,6 +215,33 @@ def test_a_stream_whose_tokens_take_less_than_that_is_whole(door):
     server.answers(tokens=6, token_interval_s=0.6)
     assert "[DONE]" in pointsman.client.post("/v1/completions", content=STREAMED).text
     assert reached(pointsman, "stream_idle") == 0
+
+
+def test_a_server_that_never_begins_is_counted(door):
+    pointsman, (server,) = door("--first-byte-timeout", "500ms")
+    server.answers(fault=Fault.HANG)
+    assert_error(pointsman.client.post("/v1/completions", content=STREAMED), 504, "upstream_timeout")
+    assert reached(pointsman, "first_byte") >= 1
+    until(lambda: server.in_flight == 0, within=1, what="it is cancelled at the server")
+    at_rest(pointsman)
+
+
+def test_a_server_that_takes_no_connection_costs_the_connect_timeout_at_most(start, upstreams):
+    (server,) = upstreams(1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        host, port = deaf.getsockname()
+        # Beyond its backlog the kernel answers nobody.
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex((host, port))
+        pointsman = start("--endpoint", server.address, "--endpoint", f"{host}:{port}", "--connect-timeout", "500ms")
+        for _ in range(10):
+            begin = time.monotonic()
+            assert pointsman.complete().status_code == 200
+            assert time.monotonic() - begin < 0.5 + SWEEP_S
+        for client in waiting:
+            client.close()
 
 
 # ---- clients that hang up

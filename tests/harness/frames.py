@@ -97,7 +97,11 @@ class Frames:
     def block(self, path: str = "/v1/completions", method: str = "POST", more: tuple[tuple[str, str], ...] = ()) -> bytes:
         """A request's head, compressed."""
         pseudo = [(":method", method), (":scheme", "http"), (":authority", "a"), (":path", path)]
-        return self._encoder.encode([*pseudo, *more])
+        return self.encode([*pseudo, *more])
+
+    def encode(self, fields: list) -> bytes:
+        """Fields as they are, compressed; nothing is checked."""
+        return self._encoder.encode(fields)
 
     def ask(self, stream: int, path: str = "/v1/completions", body: bytes | None = None, **head: object) -> None:
         """A whole request. Without a body it is a GET."""
