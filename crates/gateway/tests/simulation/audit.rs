@@ -65,7 +65,7 @@ pub(crate) fn audit(plan: &Plan, history: &History, inside: &Inside) -> Tally {
 
 /// Every request that the gateway's end of a connection saw whole was counted exactly once.
 fn check_counts(record: &Record, tally: &mut Tally, violations: &mut Vec<String>) {
-    let (mut least, mut most) = (0, 0);
+    let (mut least, mut most) = (record.streams_answered, record.streams_begun);
     let mut told: BTreeMap<&str, u64> = BTreeMap::new();
     for door in &record.doors {
         let begun = begun(door, record);
@@ -152,9 +152,12 @@ impl Judge<'_> {
         }
     }
 
-    /// A connection that rested, or has seen nothing of its request, may be closed; and who hangs up has no claim.
+    /// A connection that rested, or has seen nothing of its request, may be closed; a stream beyond the bound is refused;
+    /// and who hangs up has no claim.
     fn may_get_nothing(&self) -> bool {
+        let client = &self.plan.clients[self.outcome.client];
         !self.is_untroubled()
+            || (client.http2 && client.requests.len() > self.plan.limits.streams_max as usize)
             || self.outcome.rested.is_some_and(|rested| rested >= RESTED)
             || self.plan.limits.connections_max <= CONNECTIONS_FEW
             || self.plan.stop_at.is_some()
@@ -164,8 +167,9 @@ impl Judge<'_> {
     fn may_miss_the_end(&self) -> bool {
         let slow = self.plan.clients[self.outcome.client].reading != Reading::Fast;
         let tag = &self.asking().tag;
-        let mut doors = self.record.doors.iter().filter(|door| door.heads.contains(tag));
-        slow && doors.all(|door| door.closed)
+        // The heads of HTTP/2 are not read along.
+        let may_be_its = |door: &&Door| door.heads.contains(tag) || door.heads.is_empty();
+        slow && self.record.doors.iter().filter(may_be_its).all(|door| door.closed)
     }
 
     fn check_passed_on(&self, got: &Got, arrival: &Arrival) -> Result<(), String> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
 use turmoil::net::TcpStream;
 use turmoil::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -16,13 +17,14 @@ use crate::wire::Wire;
 /// How long a client waits for an answer that must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// Longer than any client may rest in its body.
-const STALL: Duration = Duration::from_secs(3);
+pub(crate) const STALL: Duration = Duration::from_secs(3);
 /// Sooner than any timeout closes a connection that rests.
 const SOON: Duration = Duration::from_millis(1500);
 /// No history is so long.
-const FOR_EVER: Duration = Duration::from_secs(3600);
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// A client at work.
+#[derive(Clone)]
 pub(crate) struct Asker {
     pub(crate) number: usize,
     pub(crate) plan: Client,
@@ -47,9 +49,11 @@ enum End {
 
 impl Asker {
     /// Asks all there is to ask.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self, tasks: TaskTracker) {
         sleep(self.plan.begins).await;
-        if self.plan.reading == Reading::Never {
+        if self.plan.http2 {
+            self.ask_on_streams(&tasks).await;
+        } else if self.plan.reading == Reading::Never {
             self.ask_and_never_read().await;
         } else if self.plan.pipelined {
             self.ask_all_at_once().await;
@@ -139,13 +143,7 @@ impl Asker {
     }
 
     async fn connect(&self) -> Option<Connection> {
-        let stream = match timeout(PATIENCE, TcpStream::connect(("door", PORT))).await {
-            Ok(Ok(stream)) => stream,
-            _ => {
-                self.tell("no connection");
-                return None;
-            }
-        };
+        let stream = self.dial().await?;
         let pace = match self.plan.reading {
             Reading::Slow(bytes, pause) => Some((bytes, pause)),
             Reading::Fast | Reading::Never => None,
@@ -154,7 +152,15 @@ impl Asker {
         Some(Connection { wire: Wire::new(read, Role::Answers, pace), out, last_used: None })
     }
 
-    fn remember(&self, asked: usize, stayed: Stayed, rested: Option<Duration>, got: Option<Got>) {
+    pub(crate) async fn dial(&self) -> Option<TcpStream> {
+        let stream = timeout(PATIENCE, TcpStream::connect(("door", PORT))).await;
+        if !matches!(stream, Ok(Ok(_))) {
+            self.tell("no connection");
+        }
+        stream.ok()?.ok()
+    }
+
+    pub(crate) fn remember(&self, asked: usize, stayed: Stayed, rested: Option<Duration>, got: Option<Got>) {
         let what = match &got {
             Some(got) => format!("{} {} bytes, whole {}", got.head.line, got.body.len(), got.whole),
             None => "nothing".to_owned(),
@@ -164,7 +170,7 @@ impl Asker {
         self.history.lock().outcomes.push(outcome);
     }
 
-    fn tell(&self, what: &str) {
+    pub(crate) fn tell(&self, what: &str) {
         self.history.tell(&format!("client {}", self.number), what);
     }
 }

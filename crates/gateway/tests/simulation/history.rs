@@ -37,6 +37,9 @@ pub(crate) struct Record {
     pub(crate) silent_closes: usize,
     /// Connections that the gateway closed soon after an answer without having said so.
     pub(crate) rude_closes: u64,
+    /// Requests that HTTP/2 clients began, and those of which they got an answer's head.
+    pub(crate) streams_begun: u64,
+    pub(crate) streams_answered: u64,
     /// Clients that will end by themselves and have not.
     pub(crate) busy: usize,
 }

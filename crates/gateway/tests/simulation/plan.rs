@@ -90,6 +90,7 @@ pub(crate) struct Client {
     pub(crate) host: usize,
     pub(crate) begins: Duration,
     pub(crate) requests: Vec<Asking>,
+    pub(crate) http2: bool,
     /// All requests are sent before the first answer is read.
     pub(crate) pipelined: bool,
     pub(crate) reading: Reading,
@@ -228,7 +229,8 @@ fn temper(draw: &mut Draw) -> Temper {
 
 fn client(root: &Draw, number: usize, hosts: usize) -> Client {
     let mut draw = root.of(&format!("client {number}"));
-    let pipelined = draw.in_hundred(15);
+    let http2 = draw.in_hundred(20);
+    let pipelined = !http2 && draw.in_hundred(15);
     let count = draw.weighted(&[(5, 1), (3, 2), (2, 4)]);
     let mut requests: Vec<Asking> =
         (0..count).map(|asked| asking(&mut draw, format!("c{number}r{asked}"))).collect();
@@ -242,6 +244,7 @@ fn client(root: &Draw, number: usize, hosts: usize) -> Client {
         host: draw.below(hosts),
         begins: draw.ms(0, ARRIVALS_MS),
         requests,
+        http2,
         pipelined,
         reading: match reading {
             0 => Reading::Fast,
@@ -371,6 +374,7 @@ fn limits(draw: &mut Draw, tight: bool) -> gateway::Limits {
         stream_idle: Duration::from_millis(1000),
         ..gateway::Limits::default()
     };
+    limits.streams_max = draw.weighted(&[(3, 256), (1, 2)]);
     if tight && draw.in_hundred(50) {
         limits.connections_max = draw.between(1, CONNECTIONS_FEW);
     }

@@ -41,7 +41,7 @@ pub(crate) struct Tap {
 }
 
 enum Side {
-    Client { door: usize, asked: Option<Reader>, answered: Reader },
+    Client { door: usize, asked: Option<Reader>, answered: Option<Reader> },
     Server { asked: Reader },
 }
 
@@ -70,7 +70,7 @@ impl Listen for Tapped {
         let side = Side::Client {
             door: history.door_opened(),
             asked: Some(Reader::new(Role::Requests)),
-            answered: Reader::new(Role::Answers),
+            answered: Some(Reader::new(Role::Answers)),
         };
         Ok((Tap { stream, history, side, broken: false, untaken: None }, peer))
     }
@@ -78,8 +78,13 @@ impl Listen for Tapped {
 
 impl Tap {
     fn heard(&mut self, bytes: &[u8]) {
-        let Side::Client { door, asked, .. } = &mut self.side else { return };
+        let Side::Client { door, asked, answered } = &mut self.side else { return };
         let Some(reader) = asked else { return };
+        if reader.is_between() && bytes.starts_with(b"PRI") {
+            // HTTP/2 is left to its clients.
+            (*asked, *answered) = (None, None);
+            return;
+        }
         let Ok(events) = reader.push(bytes) else {
             // What a client garbles is read no further.
             *asked = None;
@@ -95,8 +100,9 @@ impl Tap {
 
     fn said(&mut self, bytes: &[u8]) {
         let read = match &mut self.side {
-            Side::Client { door, answered, .. } => {
-                answered.push(bytes).map(|events| note_answers(&self.history, *door, events))
+            Side::Client { answered: None, .. } => Ok(()),
+            Side::Client { door, answered: Some(reader), .. } => {
+                reader.push(bytes).map(|events| note_answers(&self.history, *door, events))
             }
             Side::Server { asked } => asked.push(bytes).map(|events| {
                 for event in events {

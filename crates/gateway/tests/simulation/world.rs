@@ -222,7 +222,7 @@ fn ask_all(plan: &Plan, host: usize, history: &History) -> impl Future<Output = 
     }
     async move {
         for asker in askers {
-            clients.spawn(asker.run());
+            clients.spawn(asker.run(clients.clone()));
         }
         clients.close();
         clients.wait().await;
