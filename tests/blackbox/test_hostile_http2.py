@@ -51,17 +51,17 @@ def at_rest(pointsman, server) -> None:
 # ---- floods of frames
 
 
-def opened_and_reset(client: Frames, round: int) -> bytes:
-    streams = range(1 + 2 * 100 * round, 1 + 2 * 100 * (round + 1), 2)
+def opened_and_reset(client: Frames, turn: int) -> bytes:
+    streams = range(1 + 2 * 100 * turn, 1 + 2 * 100 * (turn + 1), 2)
     return b"".join(
         frame(Kind.HEADERS, END_HEADERS | END_STREAM, stream, client.block(method="GET", path="/v1/anything")) + reset(stream)
         for stream in streams
     )
 
 
-def opened_and_made_to_be_reset(client: Frames, round: int) -> bytes:
+def opened_and_made_to_be_reset(client: Frames, turn: int) -> bytes:
     """Each stream is a sound request until a frame that makes the gateway reset it."""
-    streams = range(1 + 2 * 100 * round, 1 + 2 * 100 * (round + 1), 2)
+    streams = range(1 + 2 * 100 * turn, 1 + 2 * 100 * (turn + 1), 2)
     return b"".join(
         frame(Kind.HEADERS, END_HEADERS | END_STREAM, stream, client.block(method="GET", path="/v1/anything"))
         + window_update(stream, 0)
@@ -69,8 +69,8 @@ def opened_and_made_to_be_reset(client: Frames, round: int) -> bytes:
     )
 
 
-def headers_without_end(client: Frames, round: int) -> bytes:
-    begin = frame(Kind.HEADERS, 0, 1, client.block()) if round == 0 else b""
+def headers_without_end(client: Frames, turn: int) -> bytes:
+    begin = frame(Kind.HEADERS, 0, 1, client.block()) if turn == 0 else b""
     # A literal field without indexing, of 16,000 bytes.
     field = b"\x00\x01x\x7f" + bytes([0x80 | (16000 - 127) & 0x7F, (16000 - 127) >> 7]) + b"a" * 16000
     return begin + frame(Kind.CONTINUATION, 0, 1, field)
@@ -80,7 +80,7 @@ FLOODS: dict[str, Callable[[Frames, int], bytes]] = {
     "rapid reset": opened_and_reset,
     "resets that the gateway is made to send": opened_and_made_to_be_reset,
     "CONTINUATION": headers_without_end,
-    "empty CONTINUATION": lambda client, round: (frame(Kind.HEADERS, 0, 1, client.block()) if round == 0 else b"")
+    "empty CONTINUATION": lambda client, turn: (frame(Kind.HEADERS, 0, 1, client.block()) if turn == 0 else b"")
     + frame(Kind.CONTINUATION, 0, 1) * 1000,
     "PING": lambda _client, _round: frame(Kind.PING, 0, 0, b"12345678") * 1000,
     "SETTINGS": lambda _client, _round: settings() * 1000,
@@ -90,19 +90,19 @@ FLOODS: dict[str, Callable[[Frames, int], bytes]] = {
     * 300,
     "acknowledged PING": lambda _client, _round: frame(Kind.PING, ACK, 0, b"12345678") * 1000,
     "acknowledged SETTINGS": lambda _client, _round: frame(Kind.SETTINGS, ACK) * 1000,
-    "PRIORITY": lambda _client, round: b"".join(
-        frame(Kind.PRIORITY, 0, stream, bytes([0, 0, 0, 0, 16])) for stream in range(1 + 2000 * round, 2001 + 2000 * round, 2)
+    "PRIORITY": lambda _client, turn: b"".join(
+        frame(Kind.PRIORITY, 0, stream, bytes([0, 0, 0, 0, 16])) for stream in range(1 + 2000 * turn, 2001 + 2000 * turn, 2)
     ),
-    "empty DATA": lambda client, round: (frame(Kind.HEADERS, END_HEADERS, 1, client.block()) if round == 0 else b"")
+    "empty DATA": lambda client, turn: (frame(Kind.HEADERS, END_HEADERS, 1, client.block()) if turn == 0 else b"")
     + frame(Kind.DATA, 0, 1) * 1000,
-    "DATA that is all padding": lambda client, round: (
-        frame(Kind.HEADERS, END_HEADERS, 1, client.block()) if round == 0 else b""
+    "DATA that is all padding": lambda client, turn: (
+        frame(Kind.HEADERS, END_HEADERS, 1, client.block()) if turn == 0 else b""
     )
     + frame(Kind.DATA, 0x8, 1, b"\x0f" + bytes(15)) * 1000,
     "WINDOW_UPDATE": lambda _client, _round: window_update(0, 1) * 1000,
     "unknown frames": lambda _client, _round: frame(0x42, 0xFF, 0, bytes(1000)) * 100,
     "GOAWAY": lambda _client, _round: frame(Kind.GOAWAY, 0, 0, bytes(8)) * 1000,
-    "one field, thousand times from the table": lambda client, round: table_bomb(client, 1 + 2 * round),
+    "one field, thousand times from the table": lambda client, turn: table_bomb(client, 1 + 2 * turn),
 }
 
 
@@ -123,11 +123,11 @@ def test_a_flood_costs_others_nothing_and_memory_is_bounded(flood, reads, door):
                 threading.Thread(target=swallow, args=(client,), daemon=True).start()
             # Who is not read from any more has lost, too.
             client.socket.settimeout(ATTACK_S)
-            begin, round = time.monotonic(), 0
-            while time.monotonic() - begin < ATTACK_S and client.try_send(flood(client, round)):
-                round += 1
-            print(f"{round} rounds in {time.monotonic() - begin:.1f} s")
-    assert round >= 1
+            begin, turn = time.monotonic(), 0
+            while time.monotonic() - begin < ATTACK_S and client.try_send(flood(client, turn)):
+                turn += 1
+            print(f"{turn} turns in {time.monotonic() - begin:.1f} s")
+    assert turn >= 1
     at_rest(pointsman, server)
 
 
@@ -143,8 +143,8 @@ def test_rapid_resets_end_the_connection(door):
     """They cost the gateway more than the client."""
     pointsman, server = door
     with Frames(pointsman.gateway) as client:
-        for round in range(200):
-            if not client.try_send(opened_and_reset(client, round)):
+        for turn in range(200):
+            if not client.try_send(opened_and_reset(client, turn)):
                 break
         frames = client.to_the_end()
     (goaway,) = [found for found in frames if found.kind == Kind.GOAWAY]

@@ -9,7 +9,7 @@ import pytest
 
 from harness.endless import Endless
 from harness.errors import assert_error, response
-from harness.frames import END_HEADERS, PREFACE, Frames, Kind, frame, settings
+from harness.frames import END_HEADERS, PREFACE, Frames, Kind, frame, settings, window_update
 from harness.http1 import Head, RawServer, Wire, send_answer
 from harness.upstream import Fault
 from harness.wait import holds, until
@@ -372,6 +372,27 @@ def test_an_http2_stream_that_nobody_reads_stops_its_server_and_no_other(start):
     until(lambda: server.gone == 1, within=5, what="it is cancelled")
     at_rest(pointsman)
     server.close()
+
+
+def test_an_http2_client_that_takes_nothing_of_its_answers_is_let_go_and_one_that_takes_a_little_is_not(door):
+    pointsman, _ = door("--answer-stall-timeout", "1s")
+    begin = PREFACE + settings(initial_window_size=0)
+    with Frames(pointsman.gateway, begin=begin, polite=True) as stalled, Frames(pointsman.gateway, begin=begin, polite=True) as slow:
+        started = time.monotonic()
+        for client in (stalled, slow):
+            client.ask(1, body=BODY)
+            assert client.answer(1)[":status"] == "200"
+        received = b""
+        while time.monotonic() - started < 3:
+            slow.send(window_update(1, 1))
+            received += slow.until(Kind.DATA, 1).payload
+            time.sleep(0.3)
+        assert len(received) >= 8
+        stalled.to_the_end()
+        slow.send(window_update(1, 1 << 20))
+        assert slow.until(Kind.DATA, 1).payload
+    assert reached(pointsman, "answer_stall") == 1
+    at_rest(pointsman)
 
 
 def test_a_client_that_reads_slowly_gets_all(start):
