@@ -57,7 +57,8 @@ const LAYERS: &[Layer] = &[
     Layer { name: "director", may: &["pool", "inference", "endpoints", "routing", "telemetry"], never: ANY_DOOR },
     Layer { name: "gateway", may: &["director", "inference", "telemetry", "tls"], never: KUBERNETES_AND_ENVOY },
     Layer { name: "ext-proc", may: &["inference"], never: PURE },
-    Layer { name: "pointsman", may: &["pool", "endpoints", "director", "gateway", "telemetry", "sim", "inference", "tls"], never: &[] },
+    Layer { name: "picker", may: &["director", "ext-proc", "grpc"], never: &["hyper", "hyper-util", "axum", "kube", "k8s-openapi", "tonic", "prost"] },
+    Layer { name: "pointsman", may: &["pool", "endpoints", "director", "gateway", "grpc", "picker", "telemetry", "sim", "inference", "tls"], never: &[] },
     Layer { name: "bench", may: &["pool", "inference", "endpoints", "routing", "director", "gateway", "telemetry", "sim"], never: &[] },
     Layer { name: "xtask", may: &["pool", "telemetry"], never: &[] },
 ];

@@ -89,6 +89,11 @@ impl Ending {
         }
     }
 
+    /// Bytes of the answer's body in all.
+    pub(crate) fn set_answer_bytes(&mut self, bytes: u64) {
+        self.response_bytes = bytes;
+    }
+
     /// How the request ended. The first word stands; without one the client hung up, or the process stopped.
     pub(crate) fn end(&mut self, reason: Reason) {
         self.reason.get_or_insert(reason);

@@ -87,6 +87,19 @@ impl HeldBytes {
         ))
     }
 
+    /// Takes or gives back as much as is needed to hold `bytes` in all.
+    ///
+    /// # Errors
+    /// As for [`Self::take`].
+    pub fn hold(&mut self, bytes: u64) -> Result<(), Refusal> {
+        if bytes > self.bytes {
+            return self.take(bytes - self.bytes);
+        }
+        self.director.bodies().give_back(self.bytes - bytes);
+        self.bytes = bytes;
+        Ok(())
+    }
+
     /// Gives back all.
     pub fn give_back(&mut self) {
         self.director.bodies().give_back(std::mem::take(&mut self.bytes));

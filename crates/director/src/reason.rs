@@ -67,6 +67,16 @@ impl Reason {
         Reason::Internal,
     ];
 
+    /// How a request ended whose answer with that status was passed on whole.
+    #[must_use]
+    pub fn of_answer(status: StatusCode) -> Reason {
+        match status.as_u16() {
+            500.. => Reason::FailedByServer,
+            400..=499 => Reason::RejectedByServer,
+            _ => Reason::Served,
+        }
+    }
+
     /// The word of `x-pointsman-reason`, of labels and of logs.
     #[must_use]
     pub const fn word(self) -> &'static str {

@@ -350,6 +350,11 @@ impl Exchange {
         self.ending.answer_bytes(bytes);
     }
 
+    /// The length of an answer's body that did not come by here, in bytes.
+    pub fn answer_length(&mut self, bytes: u64) {
+        self.ending.set_answer_bytes(bytes);
+    }
+
     /// How the request ended. The first word stands; without one the client hung up.
     pub fn end(&mut self, reason: Reason) {
         self.ending.end(reason);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use director::{Director, Exchange, Failure, Head, Progress, Reason, Refusal};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -236,19 +236,10 @@ impl Gateway {
         let events = event_stream.then(|| Events::of(api));
         let idle = self.limits.stream_idle;
         let passed =
-            Passed::new(answer.first, rest, outcome_of(parts.status), exchange, upload, events, idle);
+            Passed::new(answer.first, rest, Reason::of_answer(parts.status), exchange, upload, events, idle);
         parts.version = Version::default();
         parts.extensions = http::Extensions::default();
         Response::from_parts(parts, Content::Passed(Box::new(passed)))
-    }
-}
-
-/// How a request ended whose answer was passed on whole.
-pub(crate) fn outcome_of(status: StatusCode) -> Reason {
-    match status.as_u16() {
-        500.. => Reason::FailedByServer,
-        400..=499 => Reason::RejectedByServer,
-        _ => Reason::Served,
     }
 }
 

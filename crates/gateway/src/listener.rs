@@ -238,7 +238,8 @@ impl Service {
     ) {
         let service = service_fn(|request| {
             let client = Client { draining: self.draining.is_cancelled(), ..client };
-            Arc::clone(&self.gateway).handle(request, client, connection.serve())
+            // Boxed: else every connection at rest would hold the room that a request needs.
+            Box::pin(Arc::clone(&self.gateway).handle(request, client, connection.serve()))
         });
         let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let closing = async {

@@ -1,5 +1,6 @@
 //! The flags. Contract: names and defaults as operators' scripts know them.
 
+mod epp;
 mod limits;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use sim::server::{EngineKind, ServerConfig, TrtLlmPage};
 
 use crate::endpoint_flag::endpoint;
 
+pub(crate) use epp::Epp;
 pub(crate) use limits::LimitFlags;
 
 /// An inference gateway: sends each request to the model server that will answer it soonest.
@@ -27,6 +29,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the gateway on this machine. Without flags: in front of three simulated model servers.
     Up(Box<Up>),
+    /// Run the endpoint picker in front of an Envoy.
+    Epp(Box<Epp>),
     /// Run simulated model servers.
     Sim(Sim),
     /// Check manifests offline: what would be in force, and every fault.
@@ -181,7 +185,7 @@ pub(crate) struct Check {
     pub(crate) files: Vec<PathBuf>,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Logging {
     /// The format of the log, on stderr.
     #[arg(long, value_name = "FORMAT", default_value = "text")]

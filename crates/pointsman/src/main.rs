@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod endpoint_flag;
+mod epp;
 mod files;
 mod house;
 mod listen;
@@ -24,6 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     match cli::Cli::parse().command {
         cli::Command::Up(flags) => run(&flags.logging, |log| up::run(&flags, log)),
+        cli::Command::Epp(flags) => run(&flags.logging(), |log| epp::run(&flags, log)),
         cli::Command::Sim(flags) => run(&flags.logging, |_| sim::run(&flags)),
         cli::Command::Check(flags) => check::run(&flags),
     }

@@ -80,31 +80,35 @@ impl ServingCertificate {
     pub async fn watch(self: Arc<Self>) {
         let Some(Files { cert, key, opened }) = &self.files else { return };
         let mut seen = opened.clone();
-        // The files are written one after the other: a bad pair is complained of when it is still there at the next
-        // look.
-        let mut suspect: Option<Pem> = None;
-        let mut told: Option<Pem> = None;
+        // The files are written one after the other: what is wrong is told when it still is at the next look, once.
+        let (mut suspected, mut told) = (None, None);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             looks.tick().await;
             // Two small files: shorter than a hop to another thread.
-            let Ok(found) = Pem::read(cert, key) else { continue };
-            if found == seen {
-                continue;
+            let fault = match self.look(cert, key, &mut seen) {
+                Ok(()) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(fault) = fault.as_ref().filter(|_| fault == suspected && fault != told) {
+                tracing::error!("{fault}; the certificate from before is served on");
             }
-            match found.config(cert, key, &self.alpn) {
-                Ok(config) => {
-                    self.config.store(Arc::new(config));
-                    tracing::info!(cert = %cert.display(), "a new certificate is served from now on");
-                    seen = found;
-                }
-                Err(error) if suspect.as_ref() == Some(&found) && told.as_ref() != Some(&found) => {
-                    tracing::error!("{error}; the certificate from before is served on");
-                    told = Some(found);
-                }
-                Err(_) => suspect = Some(found),
+            if fault.is_none() || fault == suspected {
+                told.clone_from(&fault);
             }
+            suspected = fault;
         }
+    }
+
+    /// Takes what the files hold now in force, if that is not what was `seen`.
+    fn look(&self, cert: &Path, key: &Path, seen: &mut Pem) -> Result<(), TlsError> {
+        let found = Pem::read(cert, key)?;
+        if found != *seen {
+            self.config.store(Arc::new(found.config(cert, key, &self.alpn)?));
+            tracing::info!(cert = %cert.display(), "a new certificate is served from now on");
+            *seen = found;
+        }
+        Ok(())
     }
 }
 

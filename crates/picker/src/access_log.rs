@@ -1,0 +1,143 @@
+//! Envoy's gRPC access log, `envoy.service.accesslog.v3.AccessLogService`: how requests went whose ext_proc stream ended
+//! before their answer. Of an entry only what ends a request is read.
+
+use bytes::Bytes;
+use director::{Exchange, Reason};
+use ext_proc::message::Metadata;
+use ext_proc::protobuf::{Fields, Malformed};
+use ext_proc::{NAMESPACE, SERVED};
+use grpc::{Broken, Call, Code, Status};
+use http::StatusCode;
+
+use crate::parked::Parked;
+use crate::process::NUMBER;
+
+/// The method's path.
+pub(crate) const PATH: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
+
+/// What an entry says of a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Entry {
+    /// Our number for it, from the metadata that we gave.
+    number: Option<u64>,
+    /// Who served it.
+    served: Option<String>,
+    /// The status that the client got; 0 where it got none.
+    status: u16,
+    /// Bytes of the answer's body.
+    answer_bytes: u64,
+}
+
+/// Reads a log to its end. While it is open, requests wait for their entries.
+pub(crate) async fn serve(parked: &Parked, mut call: Call) {
+    let _open = parked.open_log();
+    let status = loop {
+        match call.next().await {
+            Ok(Some(message)) => {
+                let read = for_each_entry(&message, |entry| {
+                    let exchange = entry.number.and_then(|number| parked.take(number));
+                    if let Some(exchange) = exchange {
+                        end(*exchange, &entry);
+                    }
+                });
+                if let Err(malformed) = read {
+                    break Status::new(Code::InvalidArgument, malformed.to_string());
+                }
+            }
+            Ok(None) => break Status::ok(),
+            Err(Broken::Http2(_)) => return,
+            Err(broken) => break Status::new(Code::InvalidArgument, broken.to_string()),
+        }
+    };
+    call.finish(&status);
+}
+
+fn end(mut exchange: Exchange, entry: &Entry) {
+    if let Some(served) = &entry.served {
+        exchange.served_by(served);
+    }
+    let reason = match StatusCode::from_u16(entry.status) {
+        Ok(status) => {
+            exchange.answer(status, None);
+            exchange.answer_length(entry.answer_bytes);
+            Reason::of_answer(status)
+        }
+        Err(_) => Reason::ClientGone,
+    };
+    exchange.end(reason);
+}
+
+fn for_each_entry(message: &Bytes, mut take: impl FnMut(Entry)) -> Result<(), Malformed> {
+    const HTTP_LOGS: u32 = 2;
+    const LOG_ENTRY: u32 = 1;
+    each(message, HTTP_LOGS, |entries| {
+        each(entries, LOG_ENTRY, |entry| {
+            take(Entry::read(message, entry)?);
+            Ok(())
+        })
+    })
+}
+
+impl Entry {
+    fn read(message: &Bytes, entry: &[u8]) -> Result<Entry, Malformed> {
+        const COMMON_PROPERTIES: u32 = 1;
+        const METADATA: u32 = 17;
+        const RESPONSE: u32 = 4;
+        const RESPONSE_CODE: u32 = 1;
+        const RESPONSE_BODY_BYTES: u32 = 3;
+        const UINT32_VALUE: u32 = 1;
+        let mut read = Entry::default();
+        each(entry, COMMON_PROPERTIES, |common| {
+            each(common, METADATA, |metadata| read.metadata(&Metadata::of(message.slice_ref(metadata))))
+        })?;
+        let mut fields = Fields::of(entry);
+        while let Some((field, value)) = fields.read()? {
+            if field != RESPONSE {
+                continue;
+            }
+            let mut response = Fields::of(value.bytes(field)?);
+            while let Some((field, value)) = response.read()? {
+                match field {
+                    RESPONSE_CODE => {
+                        let mut code = Fields::of(value.bytes(field)?);
+                        while let Some((field, value)) = code.read()? {
+                            if field == UINT32_VALUE {
+                                read.status = u16::try_from(value.varint(field)?).unwrap_or(0);
+                            }
+                        }
+                    }
+                    RESPONSE_BODY_BYTES => read.answer_bytes = value.varint(field)?,
+                    _ => {}
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    fn metadata(&mut self, metadata: &Metadata) -> Result<(), Malformed> {
+        if let Some(number) = metadata.value(NAMESPACE, NUMBER)? {
+            number.for_each_string(|text| {
+                self.number = str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+            })?;
+        }
+        if let Some(served) = metadata.value(NAMESPACE, SERVED)? {
+            served.for_each_string(|text| self.served = str::from_utf8(text).ok().map(str::to_owned))?;
+        }
+        Ok(())
+    }
+}
+
+/// Every message under `field`.
+fn each(
+    message: &[u8],
+    field: u32,
+    mut take: impl FnMut(&[u8]) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let mut fields = Fields::of(message);
+    while let Some((number, value)) = fields.read()? {
+        if number == field {
+            take(value.bytes(number)?)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! One ext_proc stream: the request that Envoy shows us, from its head to its end.
+
+use bytes::Bytes;
+use director::{Exchange, Failure, Head, HeldBytes, Intake, Progress, Reason, Refusal};
+use ext_proc::{Event, Immediate, Left, Machine, Pick, Rest};
+use grpc::{Broken, Call, Code, Status};
+use http::StatusCode;
+
+use crate::service::Picker;
+
+/// The method's path.
+pub(crate) const PATH: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
+/// The key, beside the pick, of our number for a request: Envoy's access log gives it back.
+pub(crate) const NUMBER: &str = "x-pointsman-request";
+/// The conformance suite's request header that names the endpoints to pick from.
+const TEST_SELECTION: &str = "test-epp-endpoint-selection";
+/// … and the answer's header that tells it who served.
+const TEST_SERVED: &str = "x-conformance-test-served-endpoint";
+
+/// A request on its stream.
+struct Stream<'a> {
+    picker: &'a Picker,
+    machine: Machine,
+    phase: Phase,
+    held: HeldBytes,
+    number: u64,
+    status: Option<StatusCode>,
+}
+
+enum Phase {
+    /// Its head has not come.
+    NotBegun,
+    /// Not decided.
+    Intake(Box<Intake>),
+    /// On its way.
+    Sent(Box<Exchange>),
+    /// At its end.
+    Ended,
+}
+
+/// Serves one stream to its end.
+pub(crate) async fn serve(picker: &Picker, mut call: Call) {
+    let mut stream = Stream {
+        picker,
+        machine: Machine::new(),
+        phase: Phase::NotBegun,
+        held: picker.director().held_bytes(),
+        number: 0,
+        status: None,
+    };
+    match stream.run(&mut call).await {
+        Ok(()) => {
+            stream.close(true);
+            call.finish(&Status::ok());
+        }
+        Err(End::Protocol(what)) => {
+            tracing::warn!(what, "an ext_proc stream breaks the protocol");
+            stream.close(false);
+            call.finish(&Status::new(Code::InvalidArgument, what));
+        }
+        Err(End::Gone) => stream.close(false),
+    }
+}
+
+/// Why a stream ended before its time.
+enum End {
+    /// The peer broke the protocol.
+    Protocol(String),
+    /// The peer is gone.
+    Gone,
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> End {
+        match broken {
+            Broken::Http2(_) => End::Gone,
+            other => End::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl Stream<'_> {
+    async fn run(&mut self, call: &mut Call) -> Result<(), End> {
+        while let Some(message) = call.next().await? {
+            let event = self.machine.receive(&message).map_err(|broken| End::Protocol(broken.to_string()))?;
+            drop(message);
+            if let Err(refusal) = self.take(event).await {
+                self.phase = Phase::Ended;
+                refuse(&mut self.machine, &refusal);
+            } else if let Err(refusal) = self.held.hold(self.machine.held_bytes()) {
+                self.refuse(refusal);
+            }
+            while let Some(answer) = self.machine.next_answer() {
+                call.send(answer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// The refusal, when the request is not to go on; it is counted.
+    async fn take(&mut self, event: Event) -> Result<(), Refusal> {
+        match event {
+            Event::Nothing => Ok(()),
+            Event::Request { head, rest } => self.begin(&head, rest).await,
+            Event::RequestBody { bytes, rest } => {
+                if let Phase::Intake(intake) = &mut self.phase {
+                    intake.push(&bytes)?;
+                }
+                self.decide(rest).await
+            }
+            Event::Answer { head, last } => {
+                self.answer(&head, last);
+                Ok(())
+            }
+            Event::AnswerBody { bytes, last } => {
+                self.answer_body(&bytes, last);
+                Ok(())
+            }
+        }
+    }
+
+    async fn begin(&mut self, head: &ext_proc::Head, rest: Rest) -> Result<(), Refusal> {
+        let path = head.path.split('?').next().unwrap_or_default();
+        let readable = head.readable && rest != Rest::Unseen && &*head.method == "POST";
+        let content_length = head.content_length;
+        let mut intake = self.picker.director().begin(Head { path, content_length, readable })?;
+        if let Some(subset) = &head.subset {
+            intake.restrict(subset.endpoints());
+        }
+        if self.picker.options().conformance
+            && let Some(wanted) = head.headers.value(TEST_SELECTION)
+        {
+            let wanted = String::from_utf8_lossy(wanted);
+            intake.restrict(wanted.split(',').map(|endpoint| endpoint.trim().to_owned()).collect());
+        }
+        self.phase = Phase::Intake(Box::new(intake));
+        self.decide(rest).await
+    }
+
+    /// Decides, if that can be done now; must be done where no more of the body is shown.
+    async fn decide(&mut self, rest: Rest) -> Result<(), Refusal> {
+        let Phase::Intake(intake) = &mut self.phase else { return Ok(()) };
+        if intake.progress() == Progress::More {
+            match rest {
+                Rest::Comes => return Ok(()),
+                Rest::Over => intake.end_of_body()?,
+                Rest::Unseen => {}
+            }
+        }
+        let Phase::Intake(intake) = std::mem::replace(&mut self.phase, Phase::Ended) else { return Ok(()) };
+        let exchange = intake.route().await?;
+        self.number = self.picker.parked().next_number();
+        let destinations = destinations(&exchange, self.picker.options().fallback_endpoints);
+        let number = self.number.to_string();
+        let metadata = [(NUMBER, number.as_str())];
+        self.machine.routed(&Pick { destinations: &destinations, metadata: &metadata, rewrite: None });
+        self.phase = Phase::Sent(Box::new(exchange));
+        Ok(())
+    }
+
+    fn answer(&mut self, head: &ext_proc::AnswerHead, last: bool) {
+        let Phase::Sent(exchange) = &mut self.phase else { return };
+        let Ok(status) = StatusCode::from_u16(head.status) else { return };
+        if let Some(served) = &head.served {
+            exchange.served_by(served);
+        }
+        if let Some(failure) = Failure::of_status(status) {
+            exchange.failed(failure);
+        }
+        exchange.answer(status, head.kind);
+        exchange.request_bytes(self.machine.request_bytes());
+        self.status = Some(status);
+        if self.picker.options().conformance {
+            let served = exchange.endpoint().authority().to_owned();
+            self.machine.set_answer_header(TEST_SERVED, &served);
+        }
+        if last {
+            self.end();
+        }
+    }
+
+    fn answer_body(&mut self, bytes: &Bytes, last: bool) {
+        if let Phase::Sent(exchange) = &mut self.phase {
+            exchange.answer_bytes(bytes);
+        }
+        if last {
+            self.end();
+        }
+    }
+
+    /// The answer was seen to its end.
+    fn end(&mut self) {
+        if let Phase::Sent(mut exchange) = std::mem::replace(&mut self.phase, Phase::Ended) {
+            exchange.end(self.status.map_or(Reason::Served, Reason::of_answer));
+        }
+    }
+
+    /// The request is not to go on.
+    fn refuse(&mut self, refusal: Refusal) {
+        let refusal = match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::Intake(mut intake) => intake.refuse(refusal),
+            Phase::Sent(mut exchange) => {
+                exchange.end(refusal.reason);
+                refusal
+            }
+            Phase::NotBegun | Phase::Ended => refusal,
+        };
+        refuse(&mut self.machine, &refusal);
+    }
+
+    /// The stream is closed; `cleanly` by Envoy, or because the client or Envoy is gone.
+    fn close(&mut self, cleanly: bool) {
+        let left = self.machine.close();
+        let Phase::Sent(mut exchange) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
+        match left {
+            // The usual end where Envoy does not show the answer: its access log tells how it went.
+            Some(Left::Unanswered) if cleanly => {
+                if let Some(mut exchange) = self.picker.parked().park(self.number, exchange) {
+                    exchange.end(Reason::Served);
+                }
+            }
+            Some(Left::Unwatched) => exchange.end(self.status.map_or(Reason::Served, Reason::of_answer)),
+            _ => exchange.end(Reason::ClientGone),
+        }
+    }
+}
+
+/// The pick, and those to fall back on in order.
+fn destinations(exchange: &Exchange, fallback_endpoints: usize) -> String {
+    let mut list = String::with_capacity(24 * (fallback_endpoints + 1));
+    for endpoint in exchange.ranked(fallback_endpoints) {
+        if !list.is_empty() {
+            list.push(',');
+        }
+        list.push_str(endpoint.authority());
+    }
+    list
+}
+
+/// Answers the client in place of a model server.
+fn refuse(machine: &mut Machine, refusal: &Refusal) {
+    let retry_after = refusal.retry_after_seconds().map(|seconds| seconds.to_string());
+    let mut headers =
+        vec![("content-type", "application/json"), ("x-pointsman-reason", refusal.reason.word())];
+    headers.extend(retry_after.as_deref().map(|seconds| ("retry-after", seconds)));
+    machine.refused(&Immediate {
+        status: refusal.reason.status().as_u16(),
+        headers: &headers,
+        body: Bytes::from(refusal.body()),
+        details: refusal.reason.word(),
+    });
+}

@@ -1,0 +1,66 @@
+//! What the picker's gRPC port serves: ext_proc, Envoy's access log, health.
+
+use std::sync::Arc;
+
+use director::Director;
+use grpc::{Call, Code, Health, Service, Status};
+
+use crate::parked::Parked;
+use crate::{access_log, process};
+
+/// The services whose health is that of the picker.
+pub const HEALTH_SERVICES: &[&str] = &["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
+/// The service whose health is that of the process.
+pub const LIVENESS: &str = "liveness";
+
+/// What an operator may choose of a picker.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many endpoints are named after the pick.
+    pub fallback_endpoints: usize,
+    /// Whether the headers of upstream's conformance suite are obeyed.
+    pub conformance: bool,
+}
+
+/// The endpoint picker's door.
+pub struct Picker {
+    director: Arc<Director>,
+    options: Options,
+    parked: Parked,
+    health: Health,
+}
+
+impl Picker {
+    /// A door that asks `director`.
+    #[must_use]
+    pub fn new(director: Arc<Director>, options: Options, health: Health) -> Arc<Picker> {
+        let parked = Parked::new(director.clock());
+        Arc::new(Picker { director, options, parked, health })
+    }
+
+    pub(crate) fn director(&self) -> &Arc<Director> {
+        &self.director
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn parked(&self) -> &Parked {
+        &self.parked
+    }
+}
+
+impl Service for Picker {
+    async fn serve(&self, call: Call) {
+        match call.path() {
+            process::PATH => process::serve(self, call).await,
+            access_log::PATH => access_log::serve(&self.parked, call).await,
+            _ => {
+                if let Err(call) = self.health.clone().answer(call).await {
+                    call.finish(&Status::new(Code::Unimplemented, "no such method here"));
+                }
+            }
+        }
+    }
+}
