@@ -32,11 +32,14 @@ const WORDS: [&str; 3] = ["envoy.lb", "x-gateway-destination-endpoint-served", "
 /// A `ProcessingRequest` as far as it is read here, in plain words.
 #[derive(Debug, PartialEq)]
 struct View {
-    part: Option<(&'static str, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>, bool)>,
+    /// Its kind, its headers, its bytes, and whether it is the last.
+    part: Option<(&'static str, Pairs, Vec<u8>, bool)>,
     observed: bool,
     modes: Option<(u32, u32)>,
     strings: Vec<Option<Vec<Vec<u8>>>>,
 }
+
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl View {
     /// As our reader has it.

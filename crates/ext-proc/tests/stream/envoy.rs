@@ -1,6 +1,4 @@
-//! Envoy's side of a stream, by Envoy's own definitions: messages made and answers read by generated code.
-
-#![allow(dead_code, reason = "each test binary uses its part")]
+//! Envoy's side of a stream: messages made and answers read by code generated from Envoy's own definitions.
 
 use std::fmt::Write as _;
 
@@ -9,11 +7,10 @@ use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendA
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, Metadata};
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
-use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     BodyMutation, CommonResponse, HeaderMutation, HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest,
-    ProcessingResponse, ProtocolConfiguration,
+    ProcessingResponse, ProtocolConfiguration, processing_request,
 };
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
@@ -21,11 +18,20 @@ use ext_proc::{Event, Immediate, Machine, Pick, Rest, Segments};
 use prost::Message as _;
 
 pub(crate) use BodySendMode::{Buffered, BufferedPartial, FullDuplexStreamed, None as NoBody, Streamed};
+pub(crate) use processing_request::Request;
 
 /// What is picked in tests, and how an answer with it reads.
 pub(crate) const PICKED: &str = "10.0.0.1:8000,[fd00::2]:8000";
 pub(crate) const PICK: &str = "+x-gateway-destination-endpoint=10.0.0.1:8000,[fd00::2]:8000 reroute \
      envoy.lb{x-gateway-destination-endpoint=10.0.0.1:8000,[fd00::2]:8000}";
+
+/// How the head of [`post`] is told, in modes that show more of the request.
+pub(crate) const CHAT: &str = "POST /v1/chat/completions of 10: comes";
+
+/// An answer that carries the pick.
+pub(crate) fn with_pick(answer: &str) -> String {
+    format!("{answer} {PICK}")
+}
 
 /// What happens next on a stream.
 #[derive(Clone, Debug)]
@@ -99,6 +105,12 @@ pub(crate) fn part(bytes: &str, end_of_stream: bool) -> HttpBody {
     HttpBody { body: bytes.into(), end_of_stream, ..HttpBody::default() }
 }
 
+/// A message as Envoy writes it.
+pub(crate) fn message(part: Request, metadata_context: Option<Metadata>) -> Bytes {
+    let request = Some(part);
+    ProcessingRequest { request, metadata_context, ..ProcessingRequest::default() }.encode_to_vec().into()
+}
+
 /// Metadata with one value.
 pub(crate) fn metadata(namespace: &str, key: &str, kind: Kind) -> Metadata {
     let value = Value { kind: Some(kind) };
@@ -140,7 +152,7 @@ impl Stream {
         match step {
             Step::Says(part) => {
                 let message = ProcessingRequest { request: Some(part), ..std::mem::take(&mut self.next) };
-                told(self.machine.receive(&Bytes::from(message.encode_to_vec())))
+                self.hears(&message.encode_to_vec().into())
             }
             Step::Pick => {
                 self.machine.routed(&Pick { destinations: PICKED, metadata: &[], rewrite: None });
@@ -151,6 +163,11 @@ impl Stream {
                 String::new()
             }
         }
+    }
+
+    /// Takes a message as Envoy wrote it; what it means to whoever decides.
+    pub(crate) fn hears(&mut self, message: &Bytes) -> String {
+        told(self.machine.receive(message))
     }
 
     /// What is answered now.

@@ -1,21 +1,18 @@
 //! Every ordering of messages, decisions and closes, sensible or not, against what must hold in all of them.
 
-#[path = "common/mod.rs"]
-mod common;
-
 use bytes::Bytes;
-use common::{PICKED, REFUSAL, decode, head, part};
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
-use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
-    BodyResponse, HttpTrailers, ProcessingRequest, ProtocolConfiguration,
+    BodyResponse, HttpTrailers, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
 use ext_proc::{CHUNK_BYTES_MAX, Event, Left, Machine, Pick, Rest};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+
+use crate::envoy::{PICKED, REFUSAL, Request, decode, head, part};
 use prost::Message as _;
 
 /// What happens on a stream.
@@ -199,7 +196,7 @@ impl Play {
             return;
         }
         self.note(&part);
-        self.told(answer, event.expect("nothing is wrong with it"));
+        self.told(answer, &event.expect("nothing is wrong with it"));
     }
 
     fn is_wrong(&self, part: &Request) -> bool {
@@ -240,22 +237,22 @@ impl Play {
         }
     }
 
-    fn told(&mut self, answer: bool, event: Event) {
+    fn told(&mut self, answer: bool, event: &Event) {
         let goes_on = self.began && self.ended == 0;
         match event {
             Event::Nothing => {}
             Event::Request { rest, .. } => {
                 assert!(!self.began && !answer);
                 self.began = true;
-                self.due = rest != Rest::Comes;
+                self.due = *rest != Rest::Comes;
             }
             Event::RequestBody { rest, .. } => {
                 assert!(goes_on && !answer && !self.decided && !self.due, "nobody waits for it");
-                self.due = rest != Rest::Comes;
+                self.due = *rest != Rest::Comes;
             }
             Event::Answer { last, .. } | Event::AnswerBody { last, .. } => {
                 assert!(goes_on && answer);
-                self.ended += u32::from(last);
+                self.ended += u32::from(*last);
             }
         }
     }
@@ -263,9 +260,8 @@ impl Play {
     fn pull(&mut self) {
         while let Some(answer) = self.machine.next_answer() {
             let decoded = decode(&answer);
-            let picked = decoded.dynamic_metadata.is_some();
-            self.picks_heard += u32::from(picked);
             assert_eq!(self.refusals_heard, 0, "something behind the refusal");
+            self.hear_pick(&decoded);
             match decoded.response.expect("an answer to something") {
                 Response::RequestHeaders(_) => {
                     let undecided = !self.decided && self.ended == 0;
@@ -284,7 +280,6 @@ impl Play {
         }
         self.request.check();
         self.answer.check();
-        assert!(self.picks_heard <= self.picks.min(1));
         let undecided = self.began && !self.decided && self.ended == 0;
         if !self.over && !undecided {
             self.request.check_done();
@@ -292,6 +287,17 @@ impl Play {
             assert_eq!(self.machine.held_bytes(), 0);
         }
         assert_eq!(self.refusals_heard, u32::from(self.refused));
+    }
+
+    /// The pick goes with the first answer on the request's way that leaves after it, and with no other.
+    fn hear_pick(&mut self, answer: &ProcessingResponse) {
+        let request = matches!(
+            answer.response,
+            Some(Response::RequestHeaders(_) | Response::RequestBody(_) | Response::RequestTrailers(_))
+        );
+        let due = request && self.picks_heard < self.picks;
+        assert_eq!(answer.dynamic_metadata.is_some(), due, "{answer:?}");
+        self.picks_heard += u32::from(due);
     }
 
     fn close(mut self) {
