@@ -39,7 +39,7 @@ pub fn body(data: &[u8]) {
 /// Sound JSON of the keys that matter as a request body.
 pub fn body_tree(data: &[u8]) {
     let Some(input) = Input::take(data) else { return };
-    let text = tree::object(input.text, &tree::REQUEST_KEYS);
+    let text = tree::object(input.text, tree::REQUEST_KEYS);
     let input = input.with_text(text.as_bytes());
     let text = input.padded(2, b' ', LOOKAHEAD_BYTES);
     check_body(&input, &text);
@@ -68,8 +68,8 @@ pub fn answer_tree(data: &[u8]) {
     let Some(input) = Input::take(data) else { return };
     let kind = input.pick(0, &[AnswerKind::EventStream, AnswerKind::Json]);
     let text = match kind {
-        AnswerKind::Json => tree::object(input.text, &tree::ANSWER_KEYS),
-        AnswerKind::EventStream => tree::events(input.text, &tree::ANSWER_KEYS),
+        AnswerKind::Json => tree::object(input.text, tree::ANSWER_KEYS),
+        AnswerKind::EventStream => tree::events(input.text, tree::ANSWER_KEYS),
     };
     answer::check_usage(kind, text.as_bytes(), &input.cut(6, text.as_bytes()));
 }

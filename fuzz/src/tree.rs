@@ -3,75 +3,38 @@
 
 use arbitrary::{Result, Unstructured};
 
-/// Keys of requests that mean something somewhere.
-pub(crate) const REQUEST_KEYS: [&str; 44] = [
-    "model",
-    "messages",
-    "prompt",
-    "input",
-    "stream",
-    "max_tokens",
-    "max_completion_tokens",
-    "max_output_tokens",
-    "tools",
-    "system",
-    "instructions",
-    "role",
-    "content",
-    "reasoning",
-    "reasoning_content",
-    "summary",
-    "name",
-    "tool_call_id",
-    "call_id",
-    "tool_calls",
-    "function_call",
-    "arguments",
-    "output",
-    "text",
-    "thinking",
-    "refusal",
-    "id",
-    "tool_use_id",
-    "title",
-    "context",
-    "image_url",
-    "input_audio",
-    "audio_url",
-    "video_url",
-    "image",
-    "source",
-    "file",
-    "file_id",
-    "file_url",
-    "file_data",
-    "data",
-    "url",
-    "type",
-    "a_key_that_is_longer_than_any_of_ours",
+/// Keys that mean something, by the level of objects at which they do.
+pub(crate) type Keys = &'static [&'static [&'static str]];
+
+/// Those of a request, of its messages, and of their parts.
+#[rustfmt::skip]
+pub(crate) const REQUEST_KEYS: Keys = &[
+    &[
+        "model", "messages", "prompt", "input", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens",
+        "tools", "system", "instructions", "a_key_that_is_longer_than_any_of_ours",
+    ],
+    &[
+        "role", "content", "reasoning", "reasoning_content", "summary", "name", "tool_call_id", "call_id", "tool_calls",
+        "function_call", "arguments", "output", "type",
+    ],
+    &[
+        "text", "thinking", "refusal", "name", "id", "tool_use_id", "input", "title", "context", "content", "image_url",
+        "input_audio", "audio_url", "video_url", "image", "source", "file", "file_id", "file_url", "file_data", "data",
+        "url", "type",
+    ],
 ];
 
-/// Keys of answers that mean something somewhere.
-pub(crate) const ANSWER_KEYS: [&str; 13] = [
-    "usage",
-    "response",
-    "message",
-    "prompt_tokens",
-    "input_tokens",
-    "completion_tokens",
-    "output_tokens",
-    "prompt_tokens_details",
-    "input_tokens_details",
-    "cached_tokens",
-    "cache_read_input_tokens",
-    "choices",
-    "",
-];
+/// Those of an answer.
+#[rustfmt::skip]
+pub(crate) const ANSWER_KEYS: Keys = &[&[
+    "usage", "response", "message", "prompt_tokens", "input_tokens", "completion_tokens", "output_tokens",
+    "prompt_tokens_details", "input_tokens_details", "cached_tokens", "cache_read_input_tokens", "choices", "",
+]];
 
 const DEPTH_MAX: usize = 8;
 
 /// An object.
-pub(crate) fn object(bytes: &[u8], keys: &[&str]) -> String {
+pub(crate) fn object(bytes: &[u8], keys: Keys) -> String {
     let mut writer = Writer { dice: Unstructured::new(bytes), keys, text: String::new() };
     // Where the bytes run out, each choice is the first.
     let _ = writer.object(0);
@@ -79,7 +42,7 @@ pub(crate) fn object(bytes: &[u8], keys: &[&str]) -> String {
 }
 
 /// An event stream with an object in most of its `data` lines.
-pub(crate) fn events(bytes: &[u8], keys: &[&str]) -> String {
+pub(crate) fn events(bytes: &[u8], keys: Keys) -> String {
     let mut writer = Writer { dice: Unstructured::new(bytes), keys, text: String::new() };
     while !writer.dice.is_empty() {
         let _ = writer.line();
@@ -89,7 +52,7 @@ pub(crate) fn events(bytes: &[u8], keys: &[&str]) -> String {
 
 struct Writer<'a> {
     dice: Unstructured<'a>,
-    keys: &'a [&'a str],
+    keys: Keys,
     text: String,
 }
 
@@ -122,7 +85,7 @@ impl Writer<'_> {
                 self.text += self.dice.choose(&odd)?;
             }
             6..=8 => self.string()?,
-            9..=11 => self.object(depth + 1)?,
+            9 | 10 => self.object(depth + 1)?,
             _ => {
                 self.text.push('[');
                 let elements = self.members(|writer| writer.value(depth + 1));
@@ -138,7 +101,10 @@ impl Writer<'_> {
         self.text.push('{');
         let fields = self.members(|writer| {
             writer.blank();
-            let key = *writer.dice.choose(writer.keys)?;
+            // Messages stand in an array of the request, parts in one of a message; now and then a key stands elsewhere.
+            let level = if writer.dice.ratio(1, 8)? { writer.dice.choose_index(3)? } else { depth / 2 };
+            let keys = writer.keys[level.min(writer.keys.len() - 1)];
+            let key = *writer.dice.choose(keys)?;
             writer.text.push('"');
             let escaped =
                 if writer.dice.ratio(1, 12)? { writer.dice.choose_index(key.len() + 1)? } else { key.len() };
