@@ -48,6 +48,12 @@ impl Client {
     }
 }
 
+/// A request that is refused, and whether it must be the last of its HTTP/1.1 connection.
+struct Unserved {
+    refusal: Refusal,
+    last: bool,
+}
+
 /// An answer whose first byte is here.
 struct Answer {
     response: Response<Incoming>,
@@ -93,18 +99,16 @@ impl Gateway {
         }
         let request_id = headers::request_id(request.headers());
         let version = request.version();
-        let mut last = client.draining;
         let answer = if let Err(refusal) = head::check(&request, &self.limits, &self.metrics().limits) {
             // What comes behind a head that makes no sense may be anything.
-            last = true;
-            Err(self.director.refuse(refusal))
+            Err(Unserved { refusal: self.director.refuse(refusal), last: true })
         } else if is_models_list(&request) {
-            self.models().await
+            self.models().await.map_err(|refusal| Unserved { refusal, last: false })
         } else {
             self.forward(request, client, &request_id).await
         };
-        last |= answer.as_ref().is_err_and(leaves_body_unread);
-        let mut response = answer.unwrap_or_else(|refusal| refuse(&refusal));
+        let last = client.draining || answer.as_ref().is_err_and(|unserved| unserved.last);
+        let mut response = answer.unwrap_or_else(|unserved| refuse(&unserved.refusal));
         let answered = response.headers_mut();
         answered.entry(X_REQUEST_ID).or_insert(request_id);
         if last && version < Version::HTTP_2 {
@@ -118,23 +122,42 @@ impl Gateway {
         request: Request<Incoming>,
         client: Client,
         request_id: &HeaderValue,
-    ) -> Result<Response<Content>, Refusal> {
+    ) -> Result<Response<Content>, Unserved> {
         let (mut parts, body) = request.into_parts();
         let api = Api::from_path(parts.uri.path()).filter(|_| parts.method == Method::POST);
+        // Whoever waits to be told to go on (100) has sent nothing, and is not to.
+        let waits = parts.headers.contains_key(header::EXPECT);
+        let content_length = content_length(&parts.headers);
+        let upload = Upload::new(body, content_length, Arc::clone(&self.director), self.limits.body_stall);
+        let mut upload =
+            upload.map_err(|refusal| Unserved { refusal: self.director.refuse(refusal), last: true })?;
+        match self.ask(&mut parts, &mut upload, api, client, request_id).await {
+            Ok((answer, exchange)) => Ok(self.pass(answer, exchange, upload, api)),
+            Err(refusal) => {
+                if !waits || upload.bytes() > 0 {
+                    upload.drain().await;
+                }
+                // An HTTP/1.1 connection with the rest of a body in it cannot serve another request.
+                Err(Unserved { refusal, last: !upload.is_read() })
+            }
+        }
+    }
+
+    /// Asks the director, and then model servers, until one answers.
+    async fn ask(
+        &self,
+        parts: &mut Parts,
+        upload: &mut Upload,
+        api: Option<Api>,
+        client: Client,
+        request_id: &HeaderValue,
+    ) -> Result<(Answer, Exchange), Refusal> {
         let content_length = content_length(&parts.headers);
         let readable = api.is_some() && is_readable(&parts.headers);
         let mut intake = self.director.begin(Head { path: parts.uri.path(), content_length, readable })?;
-        let mut upload =
-            Upload::new(body, content_length, Arc::clone(&self.director), self.limits.body_stall)
-                .map_err(|refusal| intake.refuse(refusal))?;
         while intake.progress() == Progress::More {
             match upload.read().await {
-                Some(Ok(chunk)) => {
-                    if let Err(refusal) = intake.push(&chunk) {
-                        upload.drain().await;
-                        return Err(refusal);
-                    }
-                }
+                Some(Ok(chunk)) => drop(intake.push(&chunk)?),
                 Some(Err(refusal)) => return Err(intake.refuse(refusal)),
                 None => {
                     intake.end_of_body()?;
@@ -144,10 +167,10 @@ impl Gateway {
         }
         let mut exchange = intake.route().await?;
         headers::to_upstream(&mut parts.headers, &parts.uri, client, request_id);
-        let attempted = self.attempt_all(&parts, &upload, &mut exchange).await;
+        let attempted = self.attempt_all(parts, upload, &mut exchange).await;
         exchange.request_bytes(upload.bytes());
         match attempted {
-            Ok(answer) => Ok(self.pass(answer, exchange, upload, api)),
+            Ok(answer) => Ok((answer, exchange)),
             Err(refusal) => {
                 exchange.end(refusal.reason);
                 Err(refusal)
@@ -166,13 +189,13 @@ impl Gateway {
             let attempted = tokio::select! {
                 biased;
                 attempted = self.attempt(parts, upload, exchange) => attempted,
-                () = self.out_of_time(upload, exchange) => {
-                    self.metrics().limits.reached(Limit::FirstByte);
-                    Err(Failure::Timeout)
-                }
+                () = self.out_of_time(upload, exchange) => Err(Failure::Timeout),
             };
             if let Some(refusal) = upload.failure() {
                 return Err(refusal);
+            }
+            if matches!(attempted, Err(Failure::Timeout)) {
+                self.metrics().limits.reached(Limit::FirstByte);
             }
             let failure = match &attempted {
                 Ok(answer) => Failure::of_status(answer.response.status()),
@@ -194,6 +217,9 @@ impl Gateway {
     /// slowly is not the endpoint's fault, one that rests is refused.
     async fn out_of_time(&self, upload: &Upload, exchange: &Exchange) {
         upload.complete().await;
+        if upload.failure().is_some() {
+            return;
+        }
         sleep(if exchange.is_streamed() { self.limits.first_byte } else { self.limits.unstreamed }).await;
     }
 
@@ -253,11 +279,6 @@ fn refuse(refusal: &Refusal) -> Response<Content> {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
-}
-
-/// Whether the rest of the body is not read: then an HTTP/1.1 connection cannot serve another request.
-fn leaves_body_unread(refusal: &Refusal) -> bool {
-    matches!(refusal.reason, Reason::BodyTooLarge | Reason::ClientTooSlow | Reason::TooManyBytes)
 }
 
 fn gave_up(failure: Failure) -> Refusal {

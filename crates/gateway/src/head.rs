@@ -2,7 +2,7 @@
 //! HTTP; here goes what another server could read differently than we do (RFC 9112, sections 3.2, 6.1 and 11.2).
 
 use director::{Reason, Refusal};
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use telemetry::{Limit, LimitCounters};
 
@@ -31,8 +31,8 @@ pub(crate) fn check<B>(
         return Err(Refusal::new(Reason::HeadersTooLarge, message));
     }
     check_target(request.method(), request.uri())
-        .and_then(|()| check_host(request.version(), headers))
-        .and_then(|()| check_transfer_encoding(headers))
+        .and_then(|()| check_host(request.version(), request.uri(), headers))
+        .and_then(|()| check_length(headers))
         .map_err(|what| Refusal::new(Reason::Malformed, what))
 }
 
@@ -56,8 +56,11 @@ fn check_target(method: &Method, uri: &Uri) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// An HTTP/1.1 request has exactly one `Host`, which is one.
-fn check_host(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
+/// An HTTP/1.1 request has exactly one `Host`, which is one; HTTP/2's is in the target.
+fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
+    if uri.authority().is_some_and(|authority| !is_host(authority.as_str().as_bytes())) {
+        return Err("the target's authority names no host");
+    }
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => Err("the request has more than one Host field"),
@@ -72,8 +75,11 @@ fn is_host(host: &[u8]) -> bool {
     host.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@,;\\\"<>".contains(byte))
 }
 
-/// `chunked`, once: another coding would be taken off on this hop, and the next would not know.
-fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), &'static str> {
+/// One length at most, and `chunked`, once: another coding would be taken off on this hop, and the next would not know.
+fn check_length(headers: &HeaderMap) -> Result<(), &'static str> {
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err("the request has more than one Content-Length field");
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
@@ -106,6 +112,7 @@ mod tests {
             assert!(taken(Version::HTTP_11, &[host]), "{host}");
         }
         assert!(taken(Version::HTTP_10, &[]) && taken(Version::HTTP_2, &[]));
+        assert!(!is_taken(Version::HTTP_2, Method::POST, "http://b@a/", &[]));
         assert!(!taken(Version::HTTP_11, &[]) && !taken(Version::HTTP_11, &["a", "a"]));
         for host in ["a b", "a/b", "a,b", "a@b", "a\tb"] {
             assert!(!taken(Version::HTTP_11, &[host]), "{host}");
@@ -125,6 +132,8 @@ mod tests {
             let fields: Vec<_> = values.iter().map(|value| ("transfer-encoding", *value)).collect();
             is_taken(Version::HTTP_2, Method::POST, "/", &fields)
         };
+        let lengths = [("content-length", "1"), ("content-length", "1")];
+        assert!(!is_taken(Version::HTTP_2, Method::POST, "/", &lengths));
         assert!(taken(&[]) && taken(&["chunked"]) && taken(&["Chunked"]));
         for codings in [&["gzip, chunked"][..], &["chunked, chunked"], &["chunked", "chunked"], &["identity"]]
         {

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, Uri};
@@ -87,6 +87,7 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, client: Client, re
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
     headers.remove(EXPECT);
+    join_cookies(headers);
     for name in CONTROL {
         headers.remove(name);
     }
@@ -100,6 +101,19 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, client: Client, re
     let scheme = if client.tls { "https" } else { "http" };
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(scheme));
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// HTTP/2 may split cookies over fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies = headers.get_all(COOKIE);
+    if cookies.iter().nth(1).is_none() {
+        return;
+    }
+    let joined = cookies.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    // Header values with `; ` between them are a header value.
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Those who asked before us, and the one who asks us.
@@ -225,6 +239,14 @@ mod tests {
             distrust(&mut headers);
             assert_eq!(headers.len(), 1, "{name}");
         }
+    }
+
+    #[test]
+    fn cookies_that_were_split_are_one_again() {
+        let mut headers = headers(&[("cookie", "a=1")]);
+        headers.append(COOKIE, HeaderValue::from_static("b=2"));
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the next endpoint when one fails before its first byte.
 
 use std::error::Error as _;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,13 +37,13 @@ const PART_BYTES: u64 = 64;
 /// where an abandoned attempt lives on in a connection that does not end.
 pub(crate) struct Upload {
     shared: Arc<Mutex<Shared>>,
-    announced: Option<u64>,
     /// How long the client may rest.
     stall: Duration,
 }
 
 struct Shared {
     director: Arc<Director>,
+    announced: Option<u64>,
     /// What came so far, so that it can be sent again; parts that were sent and cannot be needed again are empty.
     kept: Vec<Bytes>,
     /// Which of `kept` the present attempt sends next.
@@ -57,6 +58,8 @@ struct Shared {
     /// False once the body cannot be sent from its beginning any more.
     whole: bool,
     bytes: u64,
+    /// Bytes that attempts took.
+    taken: u64,
     failed: Option<Refusal>,
     /// Which attempt may read: an abandoned one must not take the wake-ups of its successor.
     attempts: u32,
@@ -93,9 +96,9 @@ impl Upload {
         held.take(REQUEST_BYTES)?;
         let rest = (!body.is_end_stream()).then_some(body);
         Ok(Upload {
-            announced: if rest.is_none() { Some(0) } else { announced },
             stall,
             shared: Arc::new(Mutex::new(Shared {
+                announced: if rest.is_none() { Some(0) } else { announced },
                 kept: Vec::new(),
                 next: 0,
                 held,
@@ -106,6 +109,7 @@ impl Upload {
                 trailers: None,
                 whole: true,
                 bytes: 0,
+                taken: 0,
                 failed: None,
                 attempts: 0,
                 at_end: Arc::default(),
@@ -134,7 +138,7 @@ impl Upload {
                     shared.rest = (!rest.is_end_stream()).then_some(rest);
                     match frame.into_data() {
                         Ok(data) => {
-                            shared.bytes += data.len() as u64;
+                            shared.count(data.len());
                             if let Err(refusal) = shared.keep(data.clone()) {
                                 return Some(Err(shared.fail(refusal)));
                             }
@@ -149,6 +153,14 @@ impl Upload {
 
     /// Reads on for a moment and within a bound: an answer sent over unread bytes may be lost to a reset.
     pub(crate) async fn drain(&mut self) {
+        let is_short = {
+            let mut shared = self.shared.lock();
+            shared.attempts += 1;
+            shared.announced.is_none_or(|bytes| bytes.saturating_sub(shared.bytes) <= DRAIN_BYTES_MAX)
+        };
+        if !is_short {
+            return;
+        }
         let reading = async {
             while let Some(Ok(_)) = self.read().await {
                 if self.bytes() > DRAIN_BYTES_MAX {
@@ -157,6 +169,12 @@ impl Upload {
             }
         };
         let _ = timeout(DRAIN_MAX, reading).await;
+    }
+
+    /// Whether nothing of the body is left unread.
+    pub(crate) fn is_read(&self) -> bool {
+        let shared = self.shared.lock();
+        shared.is_complete() && shared.failed.is_none()
     }
 
     /// A body for the next attempt, from the beginning. Attempts made before are at their end.
@@ -168,7 +186,7 @@ impl Upload {
             shared: Arc::clone(&self.shared),
             number: shared.attempts,
             sent: 0,
-            announced: self.announced,
+            announced: shared.announced,
             done: false,
         }
     }
@@ -185,19 +203,16 @@ impl Upload {
         self.shared.lock().keep_no_more();
     }
 
-    /// Resolves when all of the body has come from the client, or it has rested for too long: then [`Self::failure`]
-    /// says so.
+    /// Resolves when all of the body has come from the client; or when it has rested for too long, and
+    /// [`Self::failure`] says so; or when the endpoint takes nothing of what came: then the time is the endpoint's.
     pub(crate) async fn complete(&self) {
         let at_end = Arc::clone(&self.shared.lock().at_end);
+        let mut taken = None;
         loop {
             let told = at_end.notified();
             let waiting_since = {
-                let mut shared = self.shared.lock();
-                if shared.rest.is_none() {
-                    return;
-                }
-                if shared.waiting_since.is_some_and(|since| since.elapsed() >= self.stall) {
-                    shared.stalled();
+                let shared = self.shared.lock();
+                if shared.is_complete() {
                     return;
                 }
                 shared.waiting_since
@@ -207,6 +222,17 @@ impl Upload {
                 biased;
                 () = told => return,
                 () = sleep_until(due) => {}
+            }
+            if waiting_since.is_some() && self.shared.lock().waiting_since == waiting_since {
+                // The part that was waited for may be here, and nobody asked for it: the endpoint has no room.
+                if poll_fn(|context| Poll::Ready(self.shared.lock().poll_ahead(context))).await.is_pending() {
+                    self.shared.lock().stalled();
+                    return;
+                }
+            }
+            let before = taken.replace(self.shared.lock().taken);
+            if before == taken {
+                return;
             }
         }
     }
@@ -235,6 +261,18 @@ impl Shared {
     fn end(&mut self) {
         self.rest = None;
         self.at_end.notify_waiters();
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        if self.is_complete() {
+            self.at_end.notify_waiters();
+        }
+    }
+
+    /// Whether all that was announced has come, or the end.
+    fn is_complete(&self) -> bool {
+        self.rest.is_none() || Some(self.bytes) == self.announced
     }
 
     /// # Errors
@@ -282,6 +320,7 @@ impl Shared {
         };
         let part = if self.whole { part.clone() } else { std::mem::take(part) };
         self.next += 1;
+        self.taken += part.len() as u64;
         if !self.whole && self.next == self.kept.len() {
             self.let_go();
         }
@@ -320,13 +359,31 @@ impl Shared {
         }
     }
 
+    /// Whether the client's next part is here; it is kept for the attempt that will ask for it.
+    fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (next, whole) = (self.next, self.whole);
+        let Poll::Ready(frame) = self.poll_rest(context) else { return Poll::Pending };
+        // A failure and the end are remembered by themselves, trailers too.
+        if let Some(Ok(frame)) = frame
+            && let Ok(data) = frame.into_data()
+        {
+            self.taken -= data.len() as u64;
+            if !(whole && self.whole) {
+                self.kept.push(data);
+            }
+            self.next = if whole && !self.whole { 0 } else { next };
+        }
+        Poll::Ready(())
+    }
+
     fn take(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BrokenUpload> {
         let Some(data) = frame.data_ref() else {
             self.trailers = frame.trailers_ref().cloned();
             self.end();
             return Ok(frame);
         };
-        self.bytes += data.len() as u64;
+        self.count(data.len());
+        self.taken += data.len() as u64;
         if self.bytes > self.director.limits().body_bytes_max {
             let refusal = self.director.body_too_large();
             self.fail(refusal);

@@ -16,6 +16,7 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::upload::Attempt;
@@ -46,8 +47,15 @@ pub type Dial = Arc<dyn Fn(Uri) -> Dialling + Send + Sync>;
 
 /// The clients for both protocols that endpoints may speak, each in the clear and over TLS.
 pub struct Upstream {
-    http1: Client<HttpsConnector<Dialler>, Attempt>,
-    http2: Client<HttpsConnector<Dialler>, Attempt>,
+    http1: Client<Within, Attempt>,
+    http2: Client<Within, Attempt>,
+}
+
+/// Makes connections, TLS included, within a time.
+#[derive(Clone)]
+struct Within {
+    connector: HttpsConnector<Dialler>,
+    most: Duration,
 }
 
 /// [`Dial`] as hyper wants it.
@@ -55,15 +63,17 @@ pub struct Upstream {
 struct Dialler(Dial);
 
 impl Upstream {
-    /// Over connections that `dial` makes; where an endpoint speaks TLS, with `trust`.
+    /// Over connections that `dial` makes; where an endpoint speaks TLS, with `trust`. A connection must stand within
+    /// `connect_timeout`, its TLS handshake included.
     #[must_use]
-    pub fn new(dial: &Dial, trust: &ClientConfig) -> Upstream {
-        let connector = || {
-            HttpsConnectorBuilder::new()
+    pub fn new(dial: &Dial, trust: &ClientConfig, connect_timeout: Duration) -> Upstream {
+        let connector = || Within {
+            connector: HttpsConnectorBuilder::new()
                 .with_tls_config(trust.clone())
                 .https_or_http()
                 .enable_all_versions()
-                .wrap_connector(Dialler(Arc::clone(dial)))
+                .wrap_connector(Dialler(Arc::clone(dial))),
+            most: connect_timeout,
         };
         let mut builder = Client::builder(TokioExecutor::new());
         builder
@@ -101,7 +111,7 @@ impl Upstream {
     }
 }
 
-/// Dials over TCP; a connection must stand within `connect_timeout`.
+/// Dials over TCP. Where a name has several addresses each has its share of `connect_timeout`.
 #[must_use]
 pub fn dial_tcp(connect_timeout: Duration) -> Dial {
     let mut connector = HttpConnector::new();
@@ -120,6 +130,21 @@ pub fn dial_tcp(connect_timeout: Duration) -> Dial {
             Ok(Box::new(stream.into_inner()) as Box<dyn Stream>)
         })
     })
+}
+
+impl Service<Uri> for Within {
+    type Response = <HttpsConnector<Dialler> as Service<Uri>>::Response;
+    type Error = <HttpsConnector<Dialler> as Service<Uri>>::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.connector.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = timeout(self.most, self.connector.call(uri));
+        Box::pin(async move { connecting.await? })
+    }
 }
 
 impl Service<Uri> for Dialler {

@@ -168,7 +168,7 @@ impl Door {
         director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let upstream = Upstream::new(&dial_tcp(bounds.connect), &tls::trusting().unwrap());
+        let upstream = Upstream::new(&dial_tcp(bounds.connect), &tls::trusting().unwrap(), bounds.connect);
         let gateway = Gateway::new(Arc::clone(&director), upstream, bounds, ClientHeaders::Trust);
         let stop = cancel.child_token();
         let stopped = tracker.spawn(gateway::serve(listener, None, gateway, stop.clone(), DRAIN));

@@ -75,7 +75,8 @@ fn upstream(flags: &Up, limits: &LimitFlags) -> anyhow::Result<Upstream> {
             Err(error) => return Err(error).context("--upstream-ca"),
         }
     };
-    Ok(Upstream::new(&gateway::dial_tcp(limits.of_gateway().connect), &trust))
+    let connect_timeout = limits.of_gateway().connect;
+    Ok(Upstream::new(&gateway::dial_tcp(connect_timeout), &trust, connect_timeout))
 }
 
 fn sims_wanted(flags: &Up) -> u16 {

@@ -16,6 +16,7 @@ mod history;
 mod http1;
 mod plan;
 mod server;
+mod server_http2;
 mod tap;
 mod wire;
 mod world;

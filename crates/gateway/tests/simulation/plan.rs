@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) loss_ratio: f64,
     pub(crate) window_segments: usize,
     pub(crate) servers: Vec<Temper>,
+    /// Servers speak HTTP/2 in the clear.
+    pub(crate) servers_http2: bool,
     pub(crate) client_hosts: usize,
     pub(crate) clients: Vec<Client>,
     pub(crate) declarations: Vec<(Duration, Declared)>,
@@ -157,6 +159,7 @@ impl Plan {
             latency: draw.ms(0, 30),
             loss_ratio: if lossy { 0.003 } else { 0.0 },
             window_segments: draw.weighted(&[(1, 32), (2, 64)]),
+            servers_http2: root.of("protocol").in_hundred(20),
             client_hosts,
             clients,
             declarations: declarations(&mut draw, servers.len(), calm),

@@ -16,7 +16,7 @@ use crate::tap::PORT;
 use crate::wire::Wire;
 
 /// No server waits longer than this for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Less than the gateway lets a model server rest in its answer.
 const REST_MS_MAX: usize = 700;
@@ -26,13 +26,14 @@ const REST_MS_MAX: usize = 700;
 pub(crate) struct Server {
     pub(crate) number: usize,
     pub(crate) temper: Temper,
+    pub(crate) http2: bool,
     pub(crate) draw: Draw,
     pub(crate) history: History,
 }
 
 /// What a server does to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
+pub(crate) enum Act {
     Answer,
     Status(u16),
     /// Answers before it has read the body; then reads on, or closes.
@@ -56,19 +57,19 @@ enum Act {
 }
 
 /// How an answer is sent.
-struct Shape {
-    events: bool,
-    framing: Framing,
+pub(crate) struct Shape {
+    pub(crate) events: bool,
+    pub(crate) framing: Framing,
     /// Parts of the body; each goes at once.
-    parts: Vec<Vec<u8>>,
-    pause: Duration,
-    before: Duration,
+    pub(crate) parts: Vec<Vec<u8>>,
+    pub(crate) pause: Duration,
+    pub(crate) before: Duration,
     interim: bool,
     after: After,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
+pub(crate) enum Framing {
     Length,
     Chunked,
     UntilClose,
@@ -99,11 +100,15 @@ impl Server {
         let connections = TaskTracker::new();
         loop {
             let (stream, _) = listener.accept().await?;
-            connections.spawn(Connection::new(self.clone(), stream).serve());
+            if self.http2 {
+                connections.spawn(self.clone().serve_streams(stream));
+            } else {
+                connections.spawn(Connection::new(self.clone(), stream).serve());
+            }
         }
     }
 
-    fn act(&self, draw: &mut Draw) -> Act {
+    pub(crate) fn act(&self, draw: &mut Draw) -> Act {
         let bad = |draw: &mut Draw| {
             draw.weighted(&[
                 (2, Act::Status(503)),
@@ -128,8 +133,33 @@ impl Server {
         }
     }
 
-    fn tell(&self, tag: &str, what: &str) {
+    pub(crate) fn tell(&self, tag: &str, what: &str) {
         self.history.tell(&format!("server {}", self.number), format!("{tag} {what}"));
+    }
+
+    pub(crate) fn check_head(&self, tag: &str, head: &Head) {
+        let record = self.history.lock();
+        let sound =
+            record.intents.get(tag).is_some_and(|(path, _)| head.line == format!("POST {path} HTTP/1.1"))
+                && head.fields.iter().filter(|(name, _)| name == "x-request-id").count() == 1
+                && !head.fields.iter().any(|(name, _)| name == "expect" || name == "connection");
+        drop(record);
+        if !sound {
+            self.history.violated(format!("server {} got a strange head: {head:?}", self.number));
+        }
+    }
+
+    /// A body must be what the tag's client means to send, up to where it ends.
+    pub(crate) fn check_body(&self, tag: &str, body: &[u8], whole: bool) {
+        let record = self.history.lock();
+        let sound = record
+            .intents
+            .get(tag)
+            .is_some_and(|(_, meant)| if whole { meant == body } else { meant.starts_with(body) });
+        drop(record);
+        if !sound {
+            self.history.violated(format!("server {} got another body under {tag}", self.number));
+        }
     }
 }
 
@@ -157,7 +187,7 @@ impl Connection {
         let mut draw = self.server.draw.of(&format!("{tag} {before}"));
         let act = self.server.act(&mut draw);
         self.server.tell(&tag, &format!("{act:?}"));
-        self.check_head(&tag, head);
+        self.server.check_head(&tag, head);
         if act == Act::Drop {
             return None;
         }
@@ -274,20 +304,6 @@ impl Connection {
         None
     }
 
-    fn check_head(&self, tag: &str, head: &Head) {
-        let record = self.server.history.lock();
-        let sound =
-            record.intents.get(tag).is_some_and(|(path, _)| head.line == format!("POST {path} HTTP/1.1"))
-                && head.fields.iter().filter(|(name, _)| name == "x-request-id").count() == 1
-                && !head.fields.iter().any(|(name, _)| name == "expect" || name == "connection");
-        drop(record);
-        if !sound {
-            self.server
-                .history
-                .violated(format!("server {} got a strange head: {head:?}", self.server.number));
-        }
-    }
-
     /// Reads the body; it must be what the tag's client means to send, up to where it ends.
     async fn read_body(&mut self, tag: &str) -> Option<()> {
         let mut body = Vec::new();
@@ -302,23 +318,13 @@ impl Connection {
                 Event::Head(_) => break,
             }
         }
-        let record = self.server.history.lock();
-        let sound = record
-            .intents
-            .get(tag)
-            .is_some_and(|(_, meant)| if whole { *meant == body } else { meant.starts_with(&body) });
-        drop(record);
-        if !sound {
-            self.server
-                .history
-                .violated(format!("server {} got another body under {tag}", self.server.number));
-        }
+        self.server.check_body(tag, &body, whole);
         whole.then_some(())
     }
 }
 
 /// Draws how a request is answered; what will `break` says by its framing where it ends.
-fn draw_shape(tag: &str, draw: &mut Draw, breaks: bool) -> Shape {
+pub(crate) fn draw_shape(tag: &str, draw: &mut Draw, breaks: bool) -> Shape {
     let events = draw.in_hundred(60);
     let mut framings = vec![(3, Framing::Chunked), (2, Framing::Length), (1, Framing::UntilClose)];
     framings.truncate(if breaks { 2 } else { 3 });

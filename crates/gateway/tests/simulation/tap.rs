@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use gateway::{Dial, Listen, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep};
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::history::{History, Written};
@@ -41,21 +41,27 @@ pub(crate) struct Tap {
 }
 
 enum Side {
-    Client { door: usize, asked: Option<Reader>, answered: Option<Reader> },
-    Server { asked: Reader },
+    Client {
+        door: usize,
+        asked: Option<Reader>,
+        answered: Option<Reader>,
+    },
+    /// HTTP/2 is left to its servers.
+    Server {
+        asked: Option<Reader>,
+    },
 }
 
 /// Connections to the servers, each by its port.
-pub(crate) fn dial(history: &History, connect_timeout: Duration) -> Dial {
+pub(crate) fn dial(history: &History) -> Dial {
     let history = history.clone();
     Arc::new(move |uri| {
         let history = history.clone();
         Box::pin(async move {
             let server = uri.port_u16().unwrap_or_default() - ENDPOINT_PORT;
-            let connecting = TcpStream::connect((format!("server-{server}"), PORT));
-            let stream = timeout(connect_timeout, connecting).await??;
+            let stream = TcpStream::connect((format!("server-{server}"), PORT)).await?;
             history.lock().upstream_open += 1;
-            let side = Side::Server { asked: Reader::new(Role::Requests) };
+            let side = Side::Server { asked: Some(Reader::new(Role::Requests)) };
             Ok(Box::new(Tap { stream, history, side, broken: false, untaken: None }) as Box<dyn Stream>)
         })
     })
@@ -104,7 +110,12 @@ impl Tap {
             Side::Client { door, answered: Some(reader), .. } => {
                 reader.push(bytes).map(|events| note_answers(&self.history, *door, events))
             }
-            Side::Server { asked } => asked.push(bytes).map(|events| {
+            Side::Server { asked } if bytes.starts_with(b"PRI") => {
+                *asked = None;
+                Ok(())
+            }
+            Side::Server { asked: None } => Ok(()),
+            Side::Server { asked: Some(reader) } => reader.push(bytes).map(|events| {
                 for event in events {
                     if let Event::Head(head) = event {
                         self.history.sends_on(&tag(&head));

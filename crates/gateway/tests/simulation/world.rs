@@ -58,7 +58,7 @@ pub(crate) fn run(plan: &Plan, history: &History) -> Inside {
     let root = Draw::new(plan.seed);
     for (number, temper) in plan.servers.iter().enumerate() {
         let (draw, history) = (root.of(&format!("server {number}")), history.clone());
-        let server = Server { number, temper: *temper, draw, history };
+        let server = Server { number, temper: *temper, http2: plan.servers_http2, draw, history };
         sim.host(format!("server-{number}"), move || server.clone().run());
     }
     sim.client("door", serve(plan.clone(), history.clone(), inside.clone()));
@@ -238,7 +238,7 @@ async fn serve(plan: Plan, history: History, inside: Inside) -> turmoil::Result 
         Director::new(metrics, Clock::start(), plan.shared, plan.seed, tracker.clone(), cancel.clone());
     inside.seen.lock().director = Some(Arc::clone(&director));
     tracker.spawn(declare_all(plan.clone(), Arc::clone(&director), Arc::clone(&inside.seen)));
-    let upstream = Upstream::new(&dial(&history, plan.limits.connect), &tls::trusting()?);
+    let upstream = Upstream::new(&dial(&history, plan.limits.connect), &tls::trusting()?, plan.limits.connect);
     let gateway = Gateway::new(director, upstream, plan.limits, ClientHeaders::Trust);
     let listener = turmoil::net::TcpListener::bind(("0.0.0.0", PORT)).await?;
     let drained =
@@ -252,13 +252,14 @@ async fn declare_all(plan: Plan, director: Arc<Director>, seen: Arc<Mutex<Seen>>
     let begun = tokio::time::Instant::now();
     for (at, declared) in &plan.declarations {
         tokio::time::sleep_until(begun + *at).await;
-        let pool = director.declare(&declaration(declared));
+        let pool = director.declare(&declaration(declared, plan.servers_http2));
         let now = pool.snapshot().entries.iter().map(|entry| Arc::clone(&entry.endpoint)).collect::<Vec<_>>();
         seen.lock().endpoints.extend(now);
     }
 }
 
-fn declaration(declared: &Declared) -> Declaration {
+fn declaration(declared: &Declared, http2: bool) -> Declaration {
+    let protocol = if http2 { "kubernetes.io/h2c" } else { "http" };
     let annotations = declared.prefix.map_or_else(String::new, |(block_bytes, capacity)| {
         let env = "inference-epp-env.networking.x-k8s.io";
         format!(
@@ -269,7 +270,7 @@ fn declaration(declared: &Declared) -> Declaration {
     let text = format!(
         "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\n\
          metadata: {{name: {}{annotations}}}\n\
-         spec: {{selector: {{matchLabels: {{app: x}}}}, targetPorts: [{{number: 8000}}]}}\n",
+         spec: {{selector: {{matchLabels: {{app: x}}}}, targetPorts: [{{number: 8000}}], appProtocol: {protocol}}}\n",
         declared.pool
     );
     let pool = pool::parse("p.yaml", &text).unwrap().pools.remove(0);
