@@ -16,12 +16,12 @@ pub(crate) fn check(text: &str) {
     if let Some(document) = tree.as_ref().filter(|tree| is_plain(text, tree)).and_then(yaml::of_json) {
         assert_eq!(unreadable, None, "JSON was refused");
         let documents: Vec<Node> = Some(document).into_iter().filter(|node| !node.is_null()).collect();
-        Differ { manifest: &manifest, has_places: false }.check(&documents);
+        Differ { manifest: &manifest }.check(&documents);
     }
     if unreadable.is_none()
         && let Some(documents) = yaml::read(text)
     {
-        Differ { manifest: &manifest, has_places: true }.check(&documents);
+        Differ { manifest: &manifest }.check(&documents);
     }
 }
 
@@ -121,7 +121,6 @@ fn objects(manifest: &Manifest) -> Vec<(&Position, Object<'_>)> {
 /// Compares a manifest with the documents of an oracle.
 struct Differ<'a> {
     manifest: &'a Manifest,
-    has_places: bool,
 }
 
 impl Differ<'_> {
@@ -132,7 +131,7 @@ impl Differ<'_> {
         for (position, object) in &ours {
             let candidates: Vec<&Node> = theirs
                 .iter()
-                .filter(|node| !self.has_places || node.place == (position.line, position.column))
+                .filter(|node| node.may_be_at(position.line, position.column))
                 .copied()
                 .collect();
             assert!(
@@ -188,15 +187,9 @@ impl Differ<'_> {
         }
     }
 
-    /// The oracle's object there; without places the only one of that name.
+    /// The oracle's object there, if there is but one of that name.
     fn find<'n>(&self, theirs: &[&'n Node], position: &Position, name: &str) -> Option<&'n Node> {
-        let matches = |node: &&&Node| {
-            if self.has_places {
-                node.place == (position.line, position.column)
-            } else {
-                name_of(node) == name
-            }
-        };
+        let matches = |node: &&&Node| node.may_be_at(position.line, position.column) && name_of(node) == name;
         let mut found = theirs.iter().filter(matches);
         let first = found.next().copied();
         if found.next().is_some() { None } else { first }

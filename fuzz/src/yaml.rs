@@ -14,7 +14,8 @@ const DEPTH_MAX: usize = 60;
 /// A value and where it begins, from 1.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
-    pub(crate) place: (u32, u32),
+    /// Unknown in JSON, and with an anchor: to libyaml the value begins there, to others behind it.
+    place: Option<(u32, u32)>,
     pub(crate) value: Value,
 }
 
@@ -39,6 +40,11 @@ impl Node {
         let Value::Mapping(entries) = &self.value else { return None };
         let named = |key: &Node| matches!(&key.value, Value::Scalar { text, .. } if text == name);
         entries.iter().find(|(key, _)| named(key)).map(|(_, value)| value)
+    }
+
+    /// Whether the value may begin there.
+    pub(crate) fn may_be_at(&self, line: u32, column: u32) -> bool {
+        self.place.is_none_or(|place| place == (line, column))
     }
 
     pub(crate) fn string(&self) -> Option<&str> {
@@ -101,13 +107,13 @@ pub(crate) fn of_json(tree: &Spanned) -> Option<Node> {
         Json::Object(fields) => {
             let mut entries: Vec<(Node, Node)> = Vec::new();
             for field in fields {
-                let key = Node { place: (0, 0), value: scalar(&field.key, Scalar::String) };
+                let key = Node { place: None, value: scalar(&field.key, Scalar::String) };
                 entries.push((key, of_json(&field.value)?));
             }
             Value::Mapping(unique(entries)?)
         }
     };
-    Some(Node { place: (0, 0), value })
+    Some(Node { place: None, value })
 }
 
 #[derive(Default)]
@@ -119,14 +125,14 @@ struct Builder {
 }
 
 struct Open {
-    place: (u32, u32),
+    place: Option<(u32, u32)>,
     is_mapping: bool,
     children: Vec<Node>,
 }
 
 impl Builder {
     fn take(&mut self, event: Event) -> Option<()> {
-        let place = (event.start_mark.line as u32 + 1, event.start_mark.column as u32 + 1);
+        let place = Some((event.start_mark.line as u32 + 1, event.start_mark.column as u32 + 1));
         let mut open = |is_mapping, anchor, tag: Option<String>| {
             self.open.push((Open { place, is_mapping, children: Vec::new() }, anchor));
             (tag.is_none() && self.open.len() <= DEPTH_MAX).then_some(())
@@ -163,6 +169,8 @@ impl Builder {
         if self.nodes > NODES_MAX {
             return None;
         }
+        let place = node.place.filter(|_| anchor.is_none());
+        let node = Node { place, ..node };
         if let Some(anchor) = anchor {
             self.anchors.insert(anchor, node.clone());
         }
