@@ -43,15 +43,6 @@ enum Headers {
     Answered,
 }
 
-impl Headers {
-    /// Something else comes.
-    fn pass(&mut self) {
-        if *self == Headers::NotCome {
-            *self = Headers::Skipped;
-        }
-    }
-}
-
 /// What Envoy is owed next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Owed {
@@ -134,10 +125,15 @@ impl Lane {
         }
     }
 
+    /// Nothing goes out any more.
+    pub(crate) fn let_go(&mut self) {
+        self.held = Held::default();
+    }
+
     /// Puts `with` in the place of the bytes `span` of the body, if they are held from the body's beginning on.
     pub(crate) fn rewrite(&mut self, span: Range<usize>, with: Bytes) -> bool {
-        let whole = self.held.bytes == self.bytes && (self.is_duplex() || self.parts_owed == 1);
-        let rewritten = whole && self.held.splice(span, with);
+        let goes_out = self.is_duplex() || (self.is_buffered() && self.parts_owed == 1);
+        let rewritten = goes_out && self.held.bytes == self.bytes && self.held.splice(span, with);
         self.replace = rewritten && !self.is_duplex();
         rewritten
     }
@@ -186,6 +182,15 @@ impl Lane {
 
     fn is_duplex(&self) -> bool {
         self.mode == BodyMode::FullDuplexStreamed
+    }
+}
+
+impl Headers {
+    /// Something else comes.
+    fn pass(&mut self) {
+        if *self == Headers::NotCome {
+            *self = Headers::Skipped;
+        }
     }
 }
 

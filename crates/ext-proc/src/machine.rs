@@ -434,7 +434,8 @@ impl Machine {
     fn fall_silent(&mut self) {
         self.speech = Speech::Over;
         self.last_words = None;
-        (self.request, self.response) = Default::default();
+        self.request.let_go();
+        self.response.let_go();
     }
 }
 
