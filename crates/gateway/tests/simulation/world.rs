@@ -238,7 +238,7 @@ async fn serve(plan: Plan, history: History, inside: Inside) -> turmoil::Result 
         Director::new(metrics, Clock::start(), plan.shared, plan.seed, tracker.clone(), cancel.clone());
     inside.seen.lock().director = Some(Arc::clone(&director));
     tracker.spawn(declare_all(plan.clone(), Arc::clone(&director), Arc::clone(&inside.seen)));
-    let upstream = Upstream::new(&dial(&history, plan.limits.connect), &tls::trusting()?, plan.limits.connect);
+    let upstream = Upstream::new(&dial(&history), &tls::trusting()?, plan.limits.connect);
     let gateway = Gateway::new(director, upstream, plan.limits, ClientHeaders::Trust);
     let listener = turmoil::net::TcpListener::bind(("0.0.0.0", PORT)).await?;
     let drained =
