@@ -2,6 +2,7 @@
 
 mod decisions;
 mod index;
+mod picker;
 mod replay;
 mod report;
 mod trace;
@@ -23,6 +24,7 @@ fn main() -> anyhow::Result<()> {
         ["index"] => index::run(),
         ["index", shape] => index::measure(shape),
         ["replay"] => replay::run(),
-        _ => anyhow::bail!("usage: bench [decisions | index | replay]"),
+        ["picker", ..] => picker::run(&arguments[1..]),
+        _ => anyhow::bail!("usage: bench [decisions | index | replay | picker]"),
     }
 }
