@@ -49,7 +49,8 @@ ENDLESS = {
     "blank lines": b"\r\n" * 2 * MIB,
     "a huge chunk extension": CHUNKED + b"1;" + b"a" * 4 * MIB,
     "extensions of many chunks": CHUNKED + (b"1;" + b"a" * 1000 + b"\r\na\r\n") * 4000,
-    "a chunk size with many zeros": CHUNKED + b"0" * 4 * MIB,
+    # The codec takes them one by one; what bounds them is the stall timeout (test_stalls.py).
+    "a chunk size with many zeros": CHUNKED + b"0" * (MIB // 8),
     "a huge trailer": CHUNKED + b"0\r\nX: " + b"a" * 4 * MIB,
     "many trailers": CHUNKED + b"0\r\n" + fields(400_000, 1),
 }

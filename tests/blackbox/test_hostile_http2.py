@@ -30,6 +30,7 @@ ATTACK_S = 0.7
 """A flood ends when this is over, or the connection."""
 GROWTH_BYTES_MAX = 64 << 20
 """Generous: allocators keep what they had. A flood without a bound brings hundreds of megabytes in that time."""
+LOG_BYTES_MAX = 100_000
 STREAMS = 256
 """As many as a connection may have."""
 STREAM_BYTES_MAX = 384 << 10
@@ -129,6 +130,7 @@ def test_a_flood_costs_others_nothing_and_memory_is_bounded(flood, reads, door):
             print(f"{turn} turns in {time.monotonic() - begin:.1f} s")
     assert turn >= 1
     at_rest(pointsman, server)
+    assert pointsman.log_file.stat().st_size < LOG_BYTES_MAX, "nobody fills the disk with lines of a log"
 
 
 def swallow(client: Frames) -> None:
@@ -181,6 +183,18 @@ def test_a_head_that_decodes_to_more_than_its_bound_is_refused_and_the_others_ar
             assert client.fields(head)[":status"] == "431"
     assert [seen for seen in [*server.requests, *server.other] if seen.target == "/"] == []
     assert pointsman.complete().status_code == 200
+
+
+def test_a_refusal_that_does_not_fit_the_window_of_one_who_leaves_is_forgotten(door):
+    pointsman, server = door
+    two_hosts = (("host", "a"), ("host", "a"))
+    for pause_s in (0, 0.001, 0.01, 0.05):
+        with Frames(pointsman.gateway, begin=PREFACE + settings(initial_window_size=1)) as client:
+            client.send(frame(Kind.HEADERS, END_HEADERS, 1, client.block(more=two_hosts)))
+            time.sleep(pause_s)
+    at_rest(pointsman, server)
+    until(lambda: pointsman.metrics().value("pointsman_connections") == 0, within=5, what="they are forgotten")
+    assert pointsman.metrics().value("pointsman_requests_total", reason="internal") == 0
 
 
 # ---- windows

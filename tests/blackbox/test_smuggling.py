@@ -1,6 +1,6 @@
-"""HTTP/1.1 that proxies and servers have been known to read differently: what a server behind the gateway gets is sound, or nothing.
+"""Requests that proxies and servers have been known to read differently: what a server behind the gateway gets is sound, or nothing.
 
-The corpus is in data/smuggling. All of it is sent at once; each test looks at what became of one case.
+The corpus of HTTP/1.1 is in data/smuggling, that of HTTP/2 below. All of it is sent at once; each test looks at what became of one case.
 """
 
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.frames import END_HEADERS, END_STREAM, Frames, Kind, frame
 from harness.http1 import Head, Malformed, RawServer, Wire, send_answer
 from harness.pointsman import Pointsman
 
@@ -190,3 +191,161 @@ def test_pieces_of_a_request_are_the_request(world: World):
         answer = client.read_answer()
     assert answer and answer[0].status == 200
     assert world.reached(case)[before:][0][1] == BODY
+
+
+# ---- HTTP/2 in front, HTTP/1.1 behind: what only one of them can say
+
+SMUGGLED = b"GET /smuggled/2 HTTP/1.1\r\nHost: a\r\n\r\n"
+Fields = list[tuple[bytes, bytes]]
+
+
+def fields(*more: tuple[bytes, bytes], **pseudo: bytes | None) -> Fields:
+    """A request's head; `path=None` leaves `:path` out."""
+    first = {"method": b"POST", "scheme": b"http", "authority": b"a", "path": b"/v1/anything-else", **pseudo}
+    return [(b":" + name.encode(), value) for name, value in first.items() if value is not None] + list(more)
+
+
+HTTP2_REFUSED = {
+    "a request in a value": fields((b"x", b"1\r\n\r\n" + SMUGGLED)),
+    "LF in a value": fields((b"x", b"1\ntransfer-encoding: chunked")),
+    "CR in a value": fields((b"x", b"1\rtransfer-encoding: chunked")),
+    "NUL in a value": fields((b"x", b"1\x002")),
+    "a request in a name": fields((b"x: 1\r\n\r\n" + SMUGGLED, b"1")),
+    "a colon in a name": fields((b"transfer-encoding: chunked\r\nx", b"1")),
+    "a blank in a name": fields((b"content-length ", b"0")),
+    "a blank before a name": fields((b" transfer-encoding", b"chunked")),
+    "large letters in a name": fields((b"Transfer-Encoding", b"chunked")),
+    "an empty name": fields((b"", b"1")),
+    "a name that is not ASCII": fields(("é".encode(), b"1")),
+    "NUL in a name": fields((b"x\x00", b"1")),
+    "transfer-encoding": fields((b"transfer-encoding", b"chunked")),
+    "connection": fields((b"connection", b"keep-alive, content-length")),
+    "keep-alive": fields((b"keep-alive", b"timeout=5")),
+    "proxy-connection": fields((b"proxy-connection", b"keep-alive")),
+    "upgrade": fields((b"upgrade", b"h2c")),
+    "te": fields((b"te", b"gzip")),
+    "a length below the body's": fields((b"content-length", b"2")),
+    "a length above the body's": fields((b"content-length", b"99")),
+    "two lengths": fields((b"content-length", b"14"), (b"content-length", b"2")),
+    "two lengths in one": fields((b"content-length", b"14, 2")),
+    "a length with a plus": fields((b"content-length", b"+14")),
+    "a length with a blank inside": fields((b"content-length", b"1 4")),
+    "a hexadecimal length": fields((b"content-length", b"0xe")),
+    "a request in the path": fields(path=b"/x HTTP/1.1\r\nhost: a\r\n\r\n" + SMUGGLED),
+    "a blank in the path": fields(path=b"/x HTTP/1.1"),
+    "LF in the path": fields(path=b"/x\ny"),
+    "NUL in the path": fields(path=b"/x\x00"),
+    "an empty path": fields(path=b""),
+    "a path that is none": fields(path=b"v1/x"),
+    "two paths": fields((b":path", b"/smuggled/2")),
+    "no path": fields(path=None),
+    "a request in the method": fields(method=b"GET /smuggled/2 HTTP/1.1\r\nhost: a\r\n\r\nPOST"),
+    "a blank in the method": fields(method=b"GET /smuggled/2"),
+    "an empty method": fields(method=b""),
+    "CONNECT": fields(method=b"CONNECT", path=None, scheme=None),
+    "CONNECT with a protocol": fields((b":protocol", b"websocket"), method=b"CONNECT"),
+    "a field in the authority": fields(authority=b"a\r\nx: 1"),
+    "a blank in the authority": fields(authority=b"a b"),
+    "a path in the authority": fields(authority=b"a/smuggled"),
+    "a user in the authority": fields(authority=b"b@a"),
+    "two authorities": fields((b":authority", b"b")),
+    "two hosts and an authority": fields((b"host", b"a"), (b"host", b"b")),
+    "two hosts": fields((b"host", b"a"), (b"host", b"b"), authority=None),
+    "a request in the scheme": fields(scheme=b"http\r\n\r\n" + SMUGGLED),
+    "a pseudo-field behind a field": [*fields(path=None), (b"x", b"1"), (b":path", b"/v1/anything-else")],
+    "a pseudo-field that nobody knows": fields((b":smuggled", b"1")),
+    "a pseudo-field of answers": fields((b":status", b"200")),
+}
+HTTP2_EITHER = {
+    "another host than the authority": fields((b"host", b"b")),
+    "a host alone": fields((b"host", b"a"), authority=None),
+    "neither host nor authority": fields(authority=None),
+    "the same length twice": fields((b"content-length", b"14"), (b"content-length", b"14")),
+    "blanks around a value": fields((b"x", b" 1 ")),
+    "bytes that are not ASCII in a value": fields((b"x", b"\xff\xfe")),
+    "bytes that are not ASCII in the path": fields(path="/é".encode()),
+    "a fragment": fields(path=b"/x#smuggled"),
+    "a whole address as path": fields(path=b"http://b/x"),
+    "a method in small letters": fields(method=b"post"),
+    "another scheme": fields(scheme=b"ftp"),
+    "trailers are welcome": fields((b"te", b"trailers")),
+    "an expectation": fields((b"expect", b"100-continue")),
+    "a body that is a request": fields((b"content-type", b"text/plain")),
+}
+TRAILERS = {
+    "a length": (b"content-length", b"2"),
+    "an encoding": (b"transfer-encoding", b"chunked"),
+    "a host": (b"host", b"b"),
+    "a request in a value": (b"x", b"1\r\n\r\n" + SMUGGLED),
+    "a path": (b":path", b"/smuggled/2"),
+}
+
+
+@dataclass
+class Asked:
+    """What became of a request by HTTP/2."""
+
+    status: int | None
+    """None: it was reset, or the connection ended."""
+    reached: list[tuple[Head, bytes]]
+
+
+@pytest.fixture
+def ask(world: World):
+    def ask(head: Fields, body: bytes = BODY, trailer: tuple[bytes, bytes] | None = None) -> Asked:
+        before, malformed = len(world.requests), len(world.server.malformed)
+        with Frames(world.pointsman.gateway, polite=True) as client:
+            client.send(frame(Kind.HEADERS, END_HEADERS, 1, client.encode(head)))
+            client.send(frame(Kind.DATA, 0 if trailer else END_STREAM, 1, body))
+            if trailer:
+                client.try_send(frame(Kind.HEADERS, END_HEADERS | END_STREAM, 1, client.encode([trailer])))
+            status = None
+            while (found := client.read()) is not None and found.kind not in (Kind.RST_STREAM, Kind.GOAWAY):
+                if found.kind == Kind.HEADERS and status is None:
+                    status = int(client.fields(found)[":status"])
+                if status and found.flags & END_STREAM and found.kind in (Kind.HEADERS, Kind.DATA):
+                    break
+        # What was smuggled comes behind what was asked.
+        assert world.pointsman.complete().status_code == 200
+        assert world.server.malformed[malformed:] == []
+        reached = [(head, body) for head, body in world.requests[before:] if head.target != "/v1/completions"]
+        assert [head.target for head, _ in reached if "smuggled/2" in head.target] == []
+        return Asked(status, reached)
+
+    return ask
+
+
+@pytest.mark.parametrize("head", HTTP2_REFUSED.values(), ids=HTTP2_REFUSED.keys())
+def test_what_only_http2_could_say_is_refused(head: Fields, ask):
+    asked = ask(head)
+    assert asked.reached == []
+    assert asked.status is None or 400 <= asked.status < 500
+
+
+@pytest.mark.parametrize("head", HTTP2_EITHER.values(), ids=HTTP2_EITHER.keys())
+def test_what_is_odd_on_http2_is_refused_or_reaches_the_server_well_formed(head: Fields, ask, world: World):
+    body = SMUGGLED if (b"content-type", b"text/plain") in head else BODY
+    asked = ask(head, body)
+    if asked.status == 200:
+        ((reached, received),) = asked.reached
+        assert received == body
+        known = (b"host", b"a") in head or (b":authority", b"a") in head
+        assert reached.header("host") == ("a" if known else world.server.address), "the authority rules"
+        assert reached.header("te") in (None, "trailers") and reached.header("connection") in (None, "te")
+        assert reached.header("expect") is None
+    else:
+        assert asked.reached == []
+        assert asked.status is None or 400 <= asked.status < 500
+
+
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS.keys())
+def test_trailers_of_http2_change_nothing_of_the_request(trailer: tuple[bytes, bytes], ask):
+    asked = ask(fields(), trailer=trailer)
+    assert [(reached.header("host"), body) for reached, body in asked.reached] in ([], [("a", BODY)])
+
+
+def test_cookies_that_http2_splits_are_one_field_on_http1(ask):
+    """RFC 9113, section 8.2.3."""
+    asked = ask(fields((b"cookie", b"a=1"), (b"cookie", b"b=2")))
+    assert asked.status == 200
+    assert asked.reached[0][0].all("cookie") == ["a=1; b=2"]

@@ -105,18 +105,6 @@ def test_a_head_of_http2_that_does_not_come_to_its_end_closes_the_connection(doo
         assert time.monotonic() - begin < 2 + SWEEP_S
 
 
-def test_the_second_head_on_a_connection_is_timed_like_the_first(door):
-    pointsman, _ = door("--header-read-timeout", "1s")
-    for sent in ([whole(BODY) + b"POST /v1"], [whole(BODY), b"POST /v1"]):
-        with Wire.to(pointsman.gateway) as client:
-            for part in sent:
-                client.send(part)
-                time.sleep(0.1)
-            assert client.read_answer()[0].status == 200
-            closes_within(client, 0.3, 1)
-    assert reached(pointsman, "header_read") == 2
-
-
 def test_a_connection_that_says_nothing_has_three_times_as_long(door):
     pointsman, _ = door("--header-read-timeout", "700ms")
     with Wire.to(pointsman.gateway) as client:
@@ -193,6 +181,19 @@ def test_a_body_that_trickles_is_taken_as_long_as_it_does(door):
             time.sleep(0.1)
         assert client.read_answer()[0].status == 200
     assert server.requests[0].body == BODY
+
+
+@pytest.mark.parametrize("trickle", [b"0", b"1;" + b"a" * 100], ids=["zeros of a chunk's size", "extensions"])
+def test_bytes_that_bring_no_byte_of_the_body_are_no_body(trickle, door):
+    pointsman, (server,) = door("--body-stall-timeout", "1s")
+    with Wire.to(pointsman.gateway) as client:
+        client.send(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + trickle[:2])
+        begin = time.monotonic()
+        while client.try_send(trickle[-1:]) and time.monotonic() - begin < 6:
+            time.sleep(0.05)
+        assert time.monotonic() - begin < 1 + SWEEP_S + 1
+    assert reached(pointsman, "body_stall") == 1
+    assert server.requests == []
 
 
 # ---- servers that rest
