@@ -1,8 +1,8 @@
 //! Prometheus' text format, read slowly, character by character, as its description reads
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>), and no more leniently.
 //!
-//! Ours because none of the crates will do as an oracle: those that are kept up judge pages as a whole, by rules on
-//! families that no scraper holds engines to, or take lines apart by expressions that stumble over `}` in a label.
+//! Ours because none of the crates will do as an oracle: openmetrics-parser refuses whole pages by rules on families
+//! that engines break, prometheus-parse knows no `:` in names and no `}` in labels, and neither undoes escapes.
 
 /// What a line is.
 #[derive(Debug, PartialEq)]
