@@ -9,7 +9,7 @@ import httpx
 from harness.pointsman import Pointsman
 from harness.traffic import Traffic
 
-SLOWEST_S_MAX = 5.0
+SLOWEST_S_MAX = 20
 """No honest request may take longer. Far above what it takes at rest: attackers, clients, servers and the gateway share few cores."""
 
 

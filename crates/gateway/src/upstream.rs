@@ -80,7 +80,9 @@ impl Upstream {
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .http1_max_buf_size(BUFFER_BYTES_MAX);
+            .http1_max_buf_size(BUFFER_BYTES_MAX)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .http2_keep_alive_timeout(KEEPALIVE * KEEPALIVE_RETRIES);
         Upstream { http1: builder.build(connector()), http2: builder.http2_only(true).build(connector()) }
     }
 

@@ -20,8 +20,6 @@ pub(crate) struct Tally {
     pub(crate) answers_checked: u64,
     /// Requests of which only a bound is known: whether the codec had begun them when their connection ended.
     pub(crate) unsure: u64,
-    /// Kept connections that the gateway closed soon after an answer without having said so.
-    pub(crate) rude_closes: u64,
     pub(crate) histories: u64,
 }
 
@@ -56,9 +54,6 @@ pub(crate) fn audit(plan: &Plan, history: &History, inside: &Inside) -> Tally {
         tally.answers_checked += u64::from(outcome.got.is_some());
     }
     tally.retries = record.sent_on.values().map(|attempts| attempts.saturating_sub(1) as u64).sum();
-    if plan.stop_at.is_none() && plan.limits.connections_max > CONNECTIONS_FEW {
-        tally.rude_closes = record.rude_closes;
-    }
     record.violations.extend(violations);
     tally
 }
@@ -146,8 +141,12 @@ impl Judge<'_> {
         if got.head.field("x-request-id") != Some(&self.asking().tag) {
             return Err(format!("got another's answer: {:?}", got.head));
         }
-        match got.head.number("x-arrival") {
-            Some(arrival) => self.check_passed_on(got, &self.record.arrivals[arrival]),
+        let arrival = got.head.number("x-arrival").map(|arrival| &self.record.arrivals[arrival]);
+        if self.outcome.closed_soon && !self.may_be_closed() && arrival.is_none_or(|arrival| arrival.sound) {
+            return Err("was told that the connection is kept, and it was closed".to_owned());
+        }
+        match arrival {
+            Some(arrival) => self.check_passed_on(got, arrival),
             None => self.check_refusal(got),
         }
     }
@@ -156,9 +155,14 @@ impl Judge<'_> {
     /// and who hangs up has no claim.
     fn may_get_nothing(&self) -> bool {
         let client = &self.plan.clients[self.outcome.client];
-        !self.is_untroubled()
-            || (client.http2 && client.requests.len() > self.plan.limits.streams_max as usize)
+        (client.http2 && client.requests.len() > self.plan.limits.streams_max as usize)
             || self.outcome.rested.is_some_and(|rested| rested >= RESTED)
+            || self.may_be_closed()
+    }
+
+    /// Whether the gateway may close connections at any time.
+    fn may_be_closed(&self) -> bool {
+        !self.is_untroubled()
             || self.plan.limits.connections_max <= CONNECTIONS_FEW
             || self.plan.stop_at.is_some()
     }
@@ -266,7 +270,6 @@ impl Tally {
         self.retries += other.retries;
         self.answers_checked += other.answers_checked;
         self.unsure += other.unsure;
-        self.rude_closes += other.rude_closes;
         self.histories += other.histories;
     }
 

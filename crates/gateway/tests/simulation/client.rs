@@ -73,9 +73,11 @@ impl Asker {
             {
                 let rested = connection.last_used.map(|at| at.elapsed());
                 self.tell(&format!("{}: closed before it, rested {rested:?}", asking.tag));
-                if self.plan.reading == Reading::Fast && rested.is_some_and(|rested| rested < SOON) {
-                    self.history.lock().rude_closes += 1;
-                }
+                let soon = self.plan.reading == Reading::Fast && rested.is_some_and(|rested| rested < SOON);
+                let mut record = self.history.lock();
+                let mine = record.outcomes.iter_mut().rfind(|outcome| outcome.client == self.number);
+                mine.into_iter().for_each(|outcome| outcome.closed_soon = soon);
+                drop(record);
                 kept = None;
             }
             let connection = match kept.take() {
@@ -166,7 +168,7 @@ impl Asker {
             None => "nothing".to_owned(),
         };
         self.tell(&format!("{}: {what}, stayed {stayed:?}", self.plan.requests[asked].tag));
-        let outcome = Outcome { client: self.number, asked, stayed, rested, got };
+        let outcome = Outcome { client: self.number, asked, stayed, rested, got, closed_soon: false };
         self.history.lock().outcomes.push(outcome);
     }
 

@@ -35,8 +35,6 @@ pub(crate) struct Record {
     pub(crate) upstream_open: usize,
     /// Connections that servers closed between two requests without having said so.
     pub(crate) silent_closes: usize,
-    /// Connections that the gateway closed soon after an answer without having said so.
-    pub(crate) rude_closes: u64,
     /// Requests that HTTP/2 clients began, and those of which they got an answer's head.
     pub(crate) streams_begun: u64,
     pub(crate) streams_answered: u64,
@@ -86,6 +84,8 @@ pub(crate) struct Outcome {
     /// How long the connection had rested; absent for its first request.
     pub(crate) rested: Option<Duration>,
     pub(crate) got: Option<Got>,
+    /// The connection was closed soon after the answer, which had not said so.
+    pub(crate) closed_soon: bool,
 }
 
 /// Whether a client did all that a client must to get an answer.
