@@ -214,10 +214,11 @@ impl Stream<'_> {
         let left = self.machine.close();
         let Phase::Sent(mut exchange) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
         match left {
-            // The usual end where Envoy does not show the answer: its access log tells how it went.
-            Some(Left::Unanswered) if cleanly => {
+            // The usual end where Envoy does not show the answer: its access log tells how it went, also of a client
+            // that hung up.
+            Some(Left::Unanswered) => {
                 if let Some(mut exchange) = self.picker.parked().park(self.number, exchange) {
-                    exchange.end(Reason::Served);
+                    exchange.end(if cleanly { Reason::Served } else { Reason::ClientGone });
                 }
             }
             Some(Left::Unwatched) => exchange.end(self.status.map_or(Reason::Served, Reason::of_answer)),
