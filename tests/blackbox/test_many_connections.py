@@ -78,7 +78,7 @@ SAID = {
 def test_ten_thousand_idle_connections_cost_kilobytes_each_and_others_nothing(what, server, start):
     pointsman = start("--endpoint", server.address, "--header-read-timeout", "60s")
     say: Callable[[Wire], None] = SAID[what]
-    with Bystander(pointsman, growth_bytes_max=MANY * (64 << 10), requests=50) as bystander:
+    with Bystander(pointsman, growth_bytes_max=MANY * (64 << 10), requests=50, slowest_s_max=10) as bystander:
         with crowd(pointsman.gateway, MANY) as clients:
             for client in clients:
                 say(client)
@@ -91,7 +91,7 @@ def test_ten_thousand_idle_connections_cost_kilobytes_each_and_others_nothing(wh
 
 def test_ten_thousand_slow_uploads_cost_kilobytes_each_and_others_nothing(server, start):
     pointsman = start("--endpoint", server.address)
-    with Bystander(pointsman, growth_bytes_max=MANY * (64 << 10), requests=50) as bystander:
+    with Bystander(pointsman, growth_bytes_max=MANY * (64 << 10), requests=50, slowest_s_max=10) as bystander:
         with crowd(pointsman.gateway, MANY) as clients:
             for client in clients:
                 client.send(UPLOAD)
