@@ -1,6 +1,7 @@
 //! Benchmarks: `cargo run --release -p bench -- <name>` prints Markdown tables for `docs/benchmarks.md`.
 
 mod decisions;
+mod gateway;
 mod index;
 mod picker;
 mod replay;
@@ -24,7 +25,8 @@ fn main() -> anyhow::Result<()> {
         ["index"] => index::run(),
         ["index", shape] => index::measure(shape),
         ["replay"] => replay::run(),
+        ["gateway", ref steps @ ..] => gateway::run(steps),
         ["picker", ..] => picker::run(&arguments[1..]),
-        _ => anyhow::bail!("usage: bench [decisions | index | replay | picker]"),
+        _ => anyhow::bail!("usage: bench [decisions | index | replay | gateway | picker]"),
     }
 }

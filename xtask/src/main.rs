@@ -80,6 +80,22 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Docs { check: false } => docs::write(&root)?,
         Task::Bench { arguments } => {
             let mut cargo = Command::new("cargo");
+            if arguments.first().is_some_and(|name| name == "gateway") {
+                cargo.env("POINTSMAN_ENVOY", parts::envoy(&root, &cache::Cache::open()?)?);
+                for programs in [["pointsman", "pointsman"], ["bench", "faults"]] {
+                    let [package, program] = programs;
+                    let mut build = Command::new("cargo");
+                    build.current_dir(&root).args([
+                        "build",
+                        "--release",
+                        "--package",
+                        package,
+                        "--bin",
+                        program,
+                    ]);
+                    process::must_succeed(&mut build)?;
+                }
+            }
             // `request` counts allocations, so it is a program with an allocator of its own.
             let program =
                 if arguments.first().is_some_and(|name| name == "request") { "request" } else { "bench" };

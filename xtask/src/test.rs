@@ -74,6 +74,7 @@ impl Steps<'_> {
             .env("POINTSMAN_BIN", self.root.join("target/debug/pointsman"))
             .env("POINTSMAN_VLLM_PYTHON", &parts.vllm_python)
             .env("POINTSMAN_MODELS", &parts.models)
+            .env("POINTSMAN_ENVOY", &parts.envoy)
             .env("POINTSMAN_H2SPEC", &parts.h2spec)
             .args(["-m", "pytest", tests]);
         self.program(name, &mut pytest)
