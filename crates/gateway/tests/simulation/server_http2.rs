@@ -77,6 +77,7 @@ impl Server {
         };
         let end = match act {
             Act::Drop | Act::CloseSilently | Act::Babble => {
+                self.cut_answers();
                 drop_all.cancel();
                 return std::future::pending().await;
             }
@@ -130,6 +131,13 @@ impl Server {
             history: self.history.clone(),
         };
         answer.body(reply).unwrap()
+    }
+
+    /// Answers on other streams of the connection may be on their way.
+    fn cut_answers(&self) {
+        let mut record = self.history.lock();
+        let ours = record.arrivals.iter_mut().filter(|arrival| arrival.server == self.number);
+        ours.for_each(|arrival| arrival.sound = false);
     }
 
     async fn read_stream(&self, tag: &str, mut body: Incoming) {
