@@ -17,7 +17,7 @@ from harness.manifests import ManifestFile, pool_v1, slice_of
 from harness.wait import until
 
 CACHE = Path(os.environ.get("POINTSMAN_CACHE", Path.home() / ".cache/pointsman"))
-INSTALLED = CACHE / "envoy-1.40/lib"
+INSTALLED = CACHE / "programs/lib"
 ENVOY = os.environ.get("POINTSMAN_ENVOY") or next(map(str, INSTALLED.glob("python3.*/site-packages/envoy/_bin/envoy")), "")
 PROTOCOLS = ["http/1.1", "h2c"]
 

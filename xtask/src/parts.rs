@@ -83,7 +83,7 @@ impl<'a> Installer<'a> {
     }
 
     fn envoy(&self, root: &Path) -> anyhow::Result<PathBuf> {
-        let python = self.environment("envoy-1.40", &root.join("tests/real/envoy-1.40.txt"))?;
+        let python = self.environment("programs", &root.join("tests/real/programs.txt"))?;
         let script = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin/envoy')";
         Ok(PathBuf::from(stdout_of(Command::new(python).args(["-c", script]))?.trim()))
     }
