@@ -122,10 +122,12 @@ impl Judge<'_> {
         &self.plan.clients[self.outcome.client].requests[self.outcome.asked]
     }
 
-    /// Whether nothing came between this client and the gateway.
+    /// Whether the client did its part, and nothing came between it and the gateway.
     fn is_untroubled(&self) -> bool {
         let client = &self.plan.clients[self.outcome.client];
-        self.outcome.stayed != Stayed::No && !self.plan.troubles_clients(client.host)
+        self.outcome.stayed != Stayed::No
+            && client.reading != Reading::Never
+            && !self.plan.troubles_clients(client.host)
     }
 
     fn check(&self) -> Result<(), String> {

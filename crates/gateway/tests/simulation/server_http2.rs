@@ -52,7 +52,7 @@ impl Server {
             async move { Ok::<_, Infallible>(server.answer(request, &drop_all).await) }
         });
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new()).initial_stream_window_size(1 << 15);
+        builder.timer(TokioTimer::new()).initial_stream_window_size(1 << 17);
         let _ = drop_all.run_until_cancelled(builder.serve_connection(TokioIo::new(stream), service)).await;
     }
 
