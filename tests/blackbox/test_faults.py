@@ -80,7 +80,7 @@ def assert_nothing_is_left(pointsman) -> None:
 
 
 ALL_WORDS = "".join(f"word{number} " for number in range(TOKENS))
-REQUEST_BYTES = [0, 1, 17, 80, 200, 400, 600]
+REQUEST_BYTES = [0, 80, 600]
 
 
 @pytest.mark.parametrize("ask", [whole, streamed])
@@ -97,7 +97,7 @@ def test_a_request_broken_off_at_any_byte_is_sent_to_the_next(ask, does, faulty)
 @pytest.mark.parametrize("does", ["reset", "half_close"])
 def test_an_answer_broken_off_in_its_head_is_asked_for_again(does, faulty):
     _, faults, pointsman = faulty()
-    for at in [0, 1, 9, 20, 50]:
+    for at in [0, 9, 50]:
         faults.rules(rule("down", at, does))
         for answer in ask_until_met(pointsman, faults, streamed):
             assert answer.status_code == 200 and words_of(answer) == ALL_WORDS, f"at byte {at}: {answer.text}"
@@ -107,7 +107,7 @@ def test_an_answer_broken_off_in_its_head_is_asked_for_again(does, faulty):
 @pytest.mark.parametrize("does", ["reset", "half_close"])
 def test_a_stream_broken_off_at_any_byte_is_whole_or_says_that_it_is_not(does, faulty):
     servers, faults, pointsman = faulty()
-    for at in range(60, 1000, 97):
+    for at in (60, 150, 400, 700):
         faults.rules(rule("down", at, does))
         for answer in ask_until_met(pointsman, faults, streamed):
             assert answer.status_code == 200
@@ -121,7 +121,7 @@ def test_a_stream_broken_off_at_any_byte_is_whole_or_says_that_it_is_not(does, f
 
 def test_a_whole_answer_broken_off_is_never_taken_for_whole(faulty):
     _, faults, pointsman = faulty()
-    for at in range(100, 300, 50):
+    for at in (100, 200):
         faults.rules(rule("down", at, "reset"))
 
         def ask(pointsman):
