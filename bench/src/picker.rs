@@ -105,6 +105,9 @@ struct Common {
     /// Endpoints that answer /metrics with a captured page of vLLM.
     #[arg(long, default_value_t = 8)]
     endpoints: u8,
+    /// Request bodies may come back changed: for pickers that decode JSON and encode it again.
+    #[arg(long)]
+    body_may_change: bool,
     /// The model that requests ask for.
     #[arg(long, default_value = "tiny")]
     model: String,
@@ -252,7 +255,13 @@ impl Bench {
     fn plan(&self, step: &Step, seed: u64) -> Arc<Plan> {
         let shape = step.shape(&self.common.model);
         let prompts = Prompts::new(&shape, step.sharing, seed);
-        Arc::new(Plan::new(&shape, prompts, step.response_body, step.response, step.hold_end))
+        Arc::new(Plan::new(
+            &shape,
+            prompts,
+            step.response_body,
+            step.response,
+            step.checks(self.common.body_may_change),
+        ))
     }
 
     /// One load on every server, in interleaved rounds.
@@ -295,8 +304,8 @@ impl Bench {
             table.row(&summary.cells(&summaries[0]))?;
         }
         for (subject, rounds) in subjects.iter().zip(rounds) {
-            for (fault, count) in rounds.iter().flat_map(|round| &round.samples.faults) {
-                line(&format!("\nFault of {}: {fault} ({count} times)", subject.name))?;
+            for note in summary::notes(rounds) {
+                line(&format!("\n{}: {note}", subject.name))?;
             }
         }
         Ok(())

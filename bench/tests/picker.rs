@@ -46,7 +46,7 @@ fn a_pick_before_the_end_of_the_body_is_seen() {
     let rows = rows(&["load", "--body", "100000", "--closed", "2", "--hold-end"]);
     assert_sound(&rows, 1);
     for row in rows {
-        assert_eq!(row[12], "100 %", "the floors pick at the headers: {row:?}");
+        assert_eq!(row[9], "100 %", "the floors pick at the headers: {row:?}");
     }
 }
 

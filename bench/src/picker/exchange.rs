@@ -41,7 +41,16 @@ pub(crate) struct Plan {
     prompts: Prompts,
     modes: BodyModes,
     response: ResponsePhase,
-    hold_end: bool,
+    checks: Checks,
+}
+
+/// How a request's body is sent and taken back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Checks {
+    /// The last message of a body in chunks is held back until the pick is there, for 100 ms at most.
+    pub(crate) hold_end: bool,
+    /// A body may come back changed: there are pickers that decode JSON and encode it again.
+    pub(crate) body_may_change: bool,
 }
 
 /// What comes after the pick.
@@ -56,13 +65,13 @@ pub(crate) struct ResponsePhase {
 }
 
 impl Plan {
-    /// `hold_end` keeps the last message of a body in chunks back until the pick is there, for 100 ms at most.
+    /// Encodes what all requests have in common.
     pub(crate) fn new(
         shape: &Shape,
         prompts: Prompts,
         response_body: BodyMode,
         response: ResponsePhase,
-        hold_end: bool,
+        checks: Checks,
     ) -> Plan {
         let modes = BodyModes { request: shape.mode, response: response_body };
         let length = prompts.body_bytes().to_string();
@@ -82,7 +91,7 @@ impl Plan {
             modes,
         ));
         let id_at = headers.windows(ID.len()).position(|window| window == ID.as_bytes()).unwrap_or_default();
-        Plan { headers, id_at, prompts, modes, response, hold_end }
+        Plan { headers, id_at, prompts, modes, response, checks }
     }
 
     /// The first message of this request.
@@ -105,6 +114,8 @@ pub(crate) struct Outcome {
     pub(crate) done_at: Instant,
     /// Whether the pick came while the end of the body was held back.
     pub(crate) early: bool,
+    /// Whether the request's body came back other than it was sent.
+    pub(crate) body_changed: bool,
 }
 
 /// What a picker did wrong.
@@ -165,8 +176,12 @@ pub(crate) async fn exchange(
             exchange.response(destination).await?;
         }
         let done_at = Instant::now();
-        exchange.finish().await?;
-        Ok(Outcome { picked, pick_at, done_at, early: exchange.early })
+        match exchange.finish().await {
+            // Who has refused may end the stream first.
+            Err(Fault::Transport(_)) if picked.is_err() => {}
+            ended => ended?,
+        }
+        Ok(Outcome { picked, pick_at, done_at, early: exchange.early, body_changed: exchange.body_changed })
     };
     timeout(EXCHANGE_MAX, whole).await.unwrap_or(Err(Fault::Timeout))
 }
@@ -176,11 +191,18 @@ struct Exchange<'a> {
     stream: Stream,
     pick: Option<(String, Instant)>,
     early: bool,
+    body_changed: bool,
 }
 
 impl<'a> Exchange<'a> {
     async fn open(sender: SendRequest<Bytes>, plan: &'a Plan) -> Result<Exchange<'a>, Fault> {
-        Ok(Exchange { plan, stream: Stream::open(sender).await?, pick: None, early: false })
+        Ok(Exchange {
+            plan,
+            stream: Stream::open(sender).await?,
+            pick: None,
+            early: false,
+            body_changed: false,
+        })
     }
 
     /// Modes in which each message is answered before the next is sent. `Some` is the status of a refusal.
@@ -206,12 +228,12 @@ impl<'a> Exchange<'a> {
         &mut self,
         pieces: impl ExactSizeIterator<Item = Piece>,
     ) -> Result<Option<u64>, Fault> {
-        let mut sent = Sent { pieces: VecDeque::new(), ends: true };
+        let mut sent = Sent::new(VecDeque::new(), true, self.plan.checks.body_may_change);
         let mut last = None;
         let behind_last = pieces.len().saturating_sub(1);
         for (place, piece) in pieces.enumerate() {
             sent.pieces.push_back(piece.body);
-            if self.plan.hold_end && place == behind_last {
+            if self.plan.checks.hold_end && place == behind_last {
                 last = Some(piece.frame);
             } else {
                 self.stream.send(piece.frame)?;
@@ -234,6 +256,7 @@ impl<'a> Exchange<'a> {
                 Err(status) => return Ok(Some(status)),
             };
             if sent.came_back(answer)? {
+                self.body_changed = sent.changed;
                 return Ok(None);
             }
         }
@@ -280,7 +303,7 @@ impl<'a> Exchange<'a> {
         end: bool,
     ) -> Result<(), Fault> {
         self.stream.send(frame)?;
-        let mut sent = Sent { pieces: VecDeque::from([Bytes::from_static(body)]), ends: end };
+        let mut sent = Sent::new(VecDeque::from([Bytes::from_static(body)]), end, false);
         loop {
             let Ok(answer) = self.due(AnswerKind::ResponseBody).await? else { return Ok(()) };
             if mode != BodyMode::FullDuplexStreamed {
@@ -328,30 +351,44 @@ struct Sent {
     pieces: VecDeque<Bytes>,
     /// Whether the end was sent too.
     ends: bool,
+    may_change: bool,
+    changed: bool,
 }
 
 impl Sent {
+    fn new(pieces: VecDeque<Bytes>, ends: bool, may_change: bool) -> Sent {
+        Sent { pieces, ends, may_change, changed: false }
+    }
+
     fn is_all_back(&self) -> bool {
         self.pieces.iter().all(Bytes::is_empty)
     }
 
     /// Takes a piece that came back, cut as it may be; true at the end.
     fn came_back(&mut self, answer: Answer) -> Result<bool, Fault> {
-        let Some((mut body, end)) = answer.streamed else { return Err(Fault::Mutation) };
+        let Some((body, end)) = answer.streamed else { return Err(Fault::Mutation) };
+        self.changed = self.changed || !self.is_next(body);
+        let short = end && !self.changed && !self.is_all_back();
+        if (self.changed || short) && !self.may_change {
+            return Err(if self.changed { Fault::BodyChanged } else { Fault::End });
+        }
+        self.changed |= short;
+        if end && !self.ends { Err(Fault::End) } else { Ok(end) }
+    }
+
+    /// Whether these are the bytes that were due; takes them.
+    fn is_next(&mut self, mut body: Bytes) -> bool {
         while !body.is_empty() {
-            let Some(expected) = self.pieces.front_mut() else { return Err(Fault::BodyChanged) };
+            let Some(expected) = self.pieces.front_mut() else { return false };
             let length = expected.len().min(body.len());
             if expected.split_to(length) != body.split_to(length) {
-                return Err(Fault::BodyChanged);
+                return false;
             }
             if length == 0 {
                 self.pieces.pop_front();
             }
         }
-        if end && (!self.ends || !self.is_all_back()) {
-            return Err(Fault::End);
-        }
-        Ok(end)
+        true
     }
 }
 
@@ -447,3 +484,6 @@ fn check_grpc_status(headers: &http::HeaderMap) -> Result<(), Fault> {
         status => Err(Fault::GrpcStatus(format!("{status}, message {}", text("grpc-message")))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,10 @@ pub(crate) struct Samples {
     pub(crate) whole: Vec<Duration>,
     /// How late the generator was to send.
     pub(crate) late: Vec<Duration>,
+    /// Picks that came before the end of the body was sent.
     pub(crate) early: u64,
+    /// Request bodies that came back changed where they may.
+    pub(crate) changed: u64,
     /// How often each destination (the first of a list) was picked.
     pub(crate) picks: BTreeMap<String, u64>,
     /// Immediate responses by status.
@@ -67,6 +70,7 @@ impl Samples {
                 self.pick.push(outcome.pick_at - meant_at);
                 self.whole.push(outcome.done_at - meant_at);
                 self.early += u64::from(outcome.early);
+                self.changed += u64::from(outcome.body_changed);
                 match outcome.picked {
                     Ok(list) => {
                         let first = list.split(',').next().unwrap_or_default();
@@ -83,6 +87,7 @@ impl Samples {
         self.pick.append(&mut other.pick);
         self.whole.append(&mut other.whole);
         self.early += other.early;
+        self.changed += other.changed;
         for (sum, more) in [(&mut self.picks, other.picks), (&mut self.faults, other.faults)] {
             for (key, count) in more {
                 *sum.entry(key).or_default() += count;

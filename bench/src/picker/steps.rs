@@ -2,7 +2,7 @@
 
 use bench::ext_proc::BodyMode;
 
-use super::exchange::ResponsePhase;
+use super::exchange::{Checks, ResponsePhase};
 use super::load::Load;
 use super::prompts::{Shape, Sharing};
 use super::{Mode, StepArgs};
@@ -22,7 +22,7 @@ pub(crate) struct Step {
     pub(crate) load: Load,
     pub(crate) response_body: BodyMode,
     pub(crate) response: ResponsePhase,
-    pub(crate) hold_end: bool,
+    hold_end: bool,
 }
 
 impl Step {
@@ -44,6 +44,11 @@ impl Step {
     fn with_answer(self, chunks: usize, mode: BodyMode, mode_override: bool) -> Step {
         let response = ResponsePhase { chunks, mode_override, ..RESPONSE };
         Step { response, response_body: mode, ..self }
+    }
+
+    /// What is looked at.
+    pub(crate) fn checks(&self, body_may_change: bool) -> Checks {
+        Checks { hold_end: self.hold_end, body_may_change }
     }
 
     /// The shape of its requests.

@@ -1,5 +1,6 @@
 //! Rounds of one step, put side by side: medians, spread, and ratios to the first subject.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::arithmetic::{Spread, percentile};
@@ -27,21 +28,32 @@ pub(crate) fn columns(first: &str) -> Vec<String> {
         &cpu,
         "of it in the kernel",
         "wakes a request",
-        "pick p50 ms",
-        "p99",
-        "p99.9",
+        "pick p50 / p99 / p99.9 ms",
         &p99,
-        "whole p50 ms",
-        "p99",
+        "whole p50 / p99 ms",
         "pick before the body's end",
         "peak MB",
         "generator us",
         "late p99 ms",
-        "refused",
         "faults",
     ]
     .map(str::to_owned)
     .to_vec()
+}
+
+/// What a table has no room for: refusals, changed bodies and each fault, with how often it was seen.
+pub(crate) fn notes(rounds: &[Round]) -> Vec<String> {
+    let mut counts = BTreeMap::<String, u64>::new();
+    for samples in rounds.iter().map(|round| &round.samples) {
+        let refused =
+            samples.refused.iter().map(|(status, count)| (format!("refused with {status}"), *count));
+        let changed = ("request bodies came back changed".to_owned(), samples.changed);
+        let faults = samples.faults.iter().map(|(fault, count)| (format!("fault: {fault}"), *count));
+        for (what, count) in refused.chain([changed]).chain(faults).filter(|(_, count)| *count > 0) {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    counts.into_iter().map(|(what, count)| format!("{what} ({count} times)")).collect()
 }
 
 /// The rounds of one subject, as medians over rounds.
@@ -53,11 +65,12 @@ pub(crate) struct Summary {
     wakes: f64,
     pick_ms: [f64; 3],
     whole_ms: [f64; 2],
-    late_ms: f64,
+    /// Of an open loop.
+    late_ms: Option<f64>,
+    /// Where the end of the body was held back.
     early_ratio: f64,
     peak_mb: Option<f64>,
     own_us: f64,
-    refused: u64,
     faults: u64,
 }
 
@@ -86,11 +99,13 @@ impl Summary {
             wakes: Spread::of(servers().map(|(round, used)| each(used.wakes as f64, round))).median,
             pick_ms: [0.5, 0.99, 0.999].map(|share| ms(&|round| percentile(&round.samples.pick, share))),
             whole_ms: [0.5, 0.99].map(|share| ms(&|round| percentile(&round.samples.whole, share))),
-            late_ms: ms(&|round| percentile(&round.samples.late, 0.99)),
+            late_ms: rounds
+                .iter()
+                .any(|round| !round.samples.late.is_empty())
+                .then(|| ms(&|round| percentile(&round.samples.late, 0.99))),
             early_ratio: over(&|round| each(round.samples.early as f64, round)).median,
             peak_mb: rounds.iter().filter_map(|round| round.peak_mb).reduce(f64::max),
             own_us: over(&|round| each(round.own.cpu.as_secs_f64() * 1e6, round)).median,
-            refused: rounds.iter().flat_map(|round| round.samples.refused.values()).sum(),
             faults: rounds.iter().map(|round| round.samples.fault_count()).sum(),
         }
     }
@@ -110,17 +125,13 @@ impl Summary {
             cpu_ratio.map_or_else(unknown, |ratio| format!("{ratio:.2}")),
             known(format!("{:.0} %", self.kernel_ratio * 100.0)),
             known(format!("{:.2}", self.wakes)),
-            short(self.pick_ms[0]),
-            short(self.pick_ms[1]),
-            short(self.pick_ms[2]),
+            self.pick_ms.map(short).join(" / "),
             format!("{:.2}", self.pick_ms[1] / first.pick_ms[1]),
-            short(self.whole_ms[0]),
-            short(self.whole_ms[1]),
+            self.whole_ms.map(short).join(" / "),
             format!("{:.0} %", self.early_ratio * 100.0),
             self.peak_mb.map_or_else(unknown, |peak| format!("{peak:.0}")),
             short(self.own_us),
-            short(self.late_ms),
-            self.refused.to_string(),
+            self.late_ms.map_or_else(unknown, short),
             self.faults.to_string(),
         ]
     }
@@ -156,7 +167,26 @@ mod tests {
         let cells = summary.cells(&first);
         assert_eq!(cells.len(), columns("floor").len());
         assert_eq!(&cells[..4], ["ours", "2", "5000 (2500 to 7500)", "2.00"]);
-        assert_eq!(&cells[5..10], ["1.00", "2.00", "4.00", "4.00", "4.00"]);
+        assert_eq!(&cells[5..8], ["1.00", "2.00 / 4.00 / 4.00", "4.00"]);
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_with_its_count() {
+        let mut rounds = [round(&[1], 10), round(&[1], 10)];
+        for round in &mut rounds {
+            round.samples.refused.insert(429, 2);
+            round.samples.faults.insert("no destination was picked".to_owned(), 1);
+        }
+        rounds[0].samples.changed = 3;
+        let told = notes(&rounds);
+        assert_eq!(
+            told,
+            [
+                "fault: no destination was picked (2 times)",
+                "refused with 429 (4 times)",
+                "request bodies came back changed (3 times)",
+            ]
+        );
     }
 
     #[test]
