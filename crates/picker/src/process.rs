@@ -54,7 +54,7 @@ pub(crate) async fn serve(picker: &Picker, mut call: Call) {
             call.finish(&Status::ok());
         }
         Err(End::Protocol(what)) => {
-            tracing::warn!(what, "an ext_proc stream breaks the protocol");
+            tracing::debug!(what, "an ext_proc stream breaks the protocol");
             stream.close(false);
             call.finish(&Status::new(Code::InvalidArgument, what));
         }
