@@ -171,38 +171,6 @@ def test_a_late_answer_is_waited_for(faulty):
     assert pointsman.metrics().value("pointsman_retries_total") == 0
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_in_a_storm_every_request_is_whole_or_clearly_not_and_the_books_balance(seed, start, upstreams, between):
-    servers = upstreams(4)
-    for server in servers:
-        server.answers(tokens=TOKENS)
-    faults = between(*(server.address for server in servers), seed=seed)
-    words = [word for address in faults.addresses for word in ("--endpoint", address)]
-    pointsman = start(*words, "--first-byte-timeout", "2s", "--stream-idle-timeout", "2s")
-    everything = ["reset", "half_close", "blackhole", {"delay_ms": 100}, {"trickle_ms": 1}]
-    faults.rules(*(rule(way, [0, 3000], does, probability=0.2) for way in ("up", "down") for does in everything))
-    chance = random.Random(seed)
-    lengths = [chance.randrange(1, 2000) for _ in range(200)]
-
-    def ask(length: int) -> str:
-        answer = pointsman.complete("w" * length, stream=True)
-        if answer.status_code != 200:
-            assert answer.status_code in (502, 503, 504), answer.text
-            assert answer.headers["x-pointsman-reason"]
-            return "refused"
-        done, error = "[DONE]" in answer.text, '"error"' in answer.text
-        assert done != error, answer.text
-        assert ALL_WORDS.startswith(words_of(answer)) and (error or words_of(answer) == ALL_WORDS), answer.text
-        return "done" if done else "broken"
-
-    with ThreadPoolExecutor(8) as clients:
-        ends = list(clients.map(ask, lengths))
-    assert faults.met() >= 5, "there was a storm"
-    assert ends.count("done") > len(ends) / 2, {end: ends.count(end) for end in set(ends)}
-    assert_nothing_is_left(pointsman)
-    metrics = pointsman.metrics()
-    assert sum(metrics.series("pointsman_requests_total").values()) == len(lengths)
-
 
 @pytest.mark.parametrize("at", [5, 100, 300, 3000])
 def test_a_client_whose_upload_is_reset_leaves_nothing_behind(at, start, upstreams, between):
