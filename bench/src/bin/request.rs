@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Context;
-use director::{Clock, Declaration, Director, Head, Limits, Progress, Reason};
+use director::{Clock, Control, Declaration, Director, Head, Limits, Progress, Reason};
 use http::StatusCode;
 use inference::AnswerKind;
 use pool::EndpointSpec;
@@ -144,7 +144,7 @@ impl Requests {
     /// One request from head to end; `after` is called behind each of [`STEPS`].
     async fn one(&self, body: &str, after: &mut impl FnMut()) -> anyhow::Result<()> {
         let head =
-            Head { path: "/v1/chat/completions", content_length: Some(body.len() as u64), readable: true };
+            Head { path: "/v1/chat/completions", content_length: Some(body.len() as u64), readable: true, control: Control::default() };
         let mut intake = self.director.begin(head)?;
         after();
         for chunk in body.as_bytes().chunks(CHUNK_BYTES) {

@@ -1,6 +1,6 @@
 //! The director: which pool is in service, and the way in for every request.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -24,6 +24,7 @@ pub struct Director {
     metrics: Arc<Metrics>,
     limits: Limits,
     seed: u64,
+    shares: AtomicU64,
     budget: RetryBudget,
     bodies: Bounded,
     in_flight: Bounded,
@@ -54,6 +55,7 @@ impl Director {
                 metrics,
                 limits,
                 seed,
+                shares: AtomicU64::new(seed),
                 budget: RetryBudget::default(),
                 bodies: Bounded::new(limits.bodies_bytes_max),
                 in_flight: Bounded::new(limits.requests_max),
@@ -161,6 +163,13 @@ impl Director {
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The next of a sequence that fills the range evenly at every length (additive recurrence by the golden ratio, Knuth
+    /// 6.4): what is split by weight keeps to the weights from the first requests on.
+    pub(crate) fn next_share(&self) -> u64 {
+        const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+        self.shares.fetch_add(GOLDEN, Relaxed)
     }
 
     pub(crate) fn budget(&self) -> &RetryBudget {

@@ -42,10 +42,11 @@ impl Ending {
         }
     }
 
-    /// The model whose families count this request.
-    pub(crate) fn name_model(&mut self, model: Option<&str>) {
+    /// The model whose families count this request, and what it is asked for as.
+    pub(crate) fn name_model(&mut self, model: Option<&str>, target: Option<&str>) {
         if self.model.is_none() {
-            self.model = Some(self.director.metrics().model(model.unwrap_or(UNNAMED)));
+            let model = model.unwrap_or(UNNAMED);
+            self.model = Some(self.director.metrics().model(model, target.unwrap_or(model)));
         }
     }
 
@@ -66,7 +67,7 @@ impl Ending {
 
     /// The request was booked on an endpoint: it runs until it ends.
     pub(crate) fn sent_on(&mut self) {
-        self.name_model(None);
+        self.name_model(None, None);
         if !self.sent_on {
             self.sent_on = true;
             self.model().running.inc();
@@ -100,7 +101,7 @@ impl Ending {
     }
 
     fn model(&self) -> Arc<ModelMetrics> {
-        self.model.clone().unwrap_or_else(|| self.director.metrics().model(UNNAMED))
+        self.model.clone().unwrap_or_else(|| self.director.metrics().model(UNNAMED, UNNAMED))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::director::Director;
 use crate::ending::Ending;
 use crate::limits::Place;
 use crate::reason::{Reason, Refusal};
+use crate::rename::Rename;
 use crate::served_pool::{InForce, Pick, Question, RETRY, ServedPool};
 
 /// What a door knows when a request's head has come.
@@ -24,6 +25,19 @@ pub struct Head<'a> {
     pub content_length: Option<u64>,
     /// Whether the body is text that can be scanned: neither compressed nor a form.
     pub readable: bool,
+    /// What its control headers say.
+    pub control: Control<'a>,
+}
+
+/// What a client says by control headers; they are for Pointsman alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Control<'a> {
+    /// `x-gateway-inference-objective`: the InferenceObjective that tells how urgent the request is.
+    pub objective: Option<&'a str>,
+    /// `x-gateway-inference-fairness-id`: who asks.
+    pub fairness_id: Option<&'a str>,
+    /// `x-gateway-model-name-rewrite`: the model to ask for in place of the one in the body.
+    pub model_rewrite: Option<&'a str>,
 }
 
 /// A request whose body is coming in and whose endpoint is not picked yet.
@@ -37,6 +51,7 @@ pub struct Intake {
     progress: Progress,
     announced_bytes: Option<u64>,
     subset: Option<Vec<String>>,
+    model_rewrite: Option<String>,
     /// Time of ours so far, without waiting for the client.
     inside: Duration,
     ending: Ending,
@@ -99,6 +114,7 @@ pub struct Exchange {
     pick: Pick,
     blocks: Vec<u64>,
     streamed: bool,
+    rename: Option<Rename>,
     answered: bool,
     _place: Place,
     ending: Ending,
@@ -112,7 +128,8 @@ impl Intake {
         ending: Ending,
     ) -> Intake {
         let in_force = pool.in_force();
-        let need = pool.need(&in_force, director.clock().now());
+        let mut need = pool.need(&in_force, director.clock().now());
+        need.model_required |= head.control.model_rewrite.is_some();
         let api = Api::from_path(head.path).filter(|_| head.readable);
         Intake {
             director,
@@ -123,6 +140,7 @@ impl Intake {
             progress: Progress::More,
             announced_bytes: head.content_length,
             subset: None,
+            model_rewrite: head.control.model_rewrite.map(str::to_owned),
             inside: Duration::ZERO,
             ending,
         }
@@ -179,21 +197,23 @@ impl Intake {
     /// When no endpoint serves the model, the pool has none, or too many requests are in flight.
     pub async fn route(mut self) -> Result<Exchange, Refusal> {
         let asked = self.scan.take().map(BodyScan::into_asked).unwrap_or_default();
-        if let Some(model) = &asked.model
+        let rename = self.rename(&asked);
+        let model = rename.as_ref().map(Rename::target).or(asked.model.as_deref());
+        if let Some(model) = model
             && let Err(refusal) =
                 self.pool.check_model(&self.in_force, model, self.director.clock().now()).await
         {
             return Err(self.refuse(refusal));
         }
-        self.ending.name_model(asked.model.as_deref());
+        self.ending.name_model(asked.model.as_deref(), model);
         let place = match Place::take(&self.director) {
             Ok(place) => place,
             Err(refusal) => return Err(self.refuse(refusal)),
         };
         let begun = Instant::now();
-        let blocks = self.blocks(&asked);
+        let blocks = self.blocks(&asked.prompt, model);
         let question = Question {
-            model: asked.model.as_deref(),
+            model,
             blocks: &blocks,
             prompt_tokens: self.prompt_tokens(),
             subset: self.subset.as_deref(),
@@ -215,6 +235,7 @@ impl Intake {
             pick,
             blocks,
             streamed: asked.stream,
+            rename,
             answered: false,
             _place: place,
             ending: self.ending,
@@ -228,7 +249,7 @@ impl Intake {
     pub fn refuse(&mut self, refusal: Refusal) -> Refusal {
         if refusal.reason == Reason::UnknownModel {
             // Names that no endpoint knows would fill the label set.
-            self.ending.name_model(Some("other"));
+            self.ending.name_model(Some("other"), None);
         }
         self.ending.end(refusal.reason);
         refusal
@@ -236,17 +257,28 @@ impl Intake {
 
     /// The chained hashes of the prompt's blocks. The model is part of the prefix where models differ in what they
     /// keep (adapters, several base models): each has a KV cache of its own.
-    fn blocks(&self, asked: &Asked) -> Vec<u64> {
+    fn blocks(&self, prompt: &[u8], model: Option<&str>) -> Vec<u64> {
         let policy = &self.in_force.policy;
-        if policy.routing_strategy == RoutingStrategy::Default || asked.prompt.is_empty() {
+        if policy.routing_strategy == RoutingStrategy::Default || prompt.is_empty() {
             return Vec::new();
         }
-        let model = asked.model.as_deref().filter(|_| self.names_matter).unwrap_or_default();
+        let model = model.filter(|_| self.names_matter).unwrap_or_default();
         let seed = XxHash3_64::oneshot(model.as_bytes());
-        let mut blocks =
-            Vec::with_capacity(asked.prompt.len() / policy.prefix_cache.block_size_bytes as usize);
-        routing::block_hashes(&asked.prompt, seed, &policy.prefix_cache, &mut blocks);
+        let mut blocks = Vec::with_capacity(prompt.len() / policy.prefix_cache.block_size_bytes as usize);
+        routing::block_hashes(prompt, seed, &policy.prefix_cache, &mut blocks);
         blocks
+    }
+
+    /// The model to ask for, where it is not the one that the body names.
+    fn rename(&self, asked: &Asked) -> Option<Rename> {
+        let (model, span) = (asked.model.as_deref()?, asked.model_span.clone()?);
+        let catalog = &self.in_force.catalog;
+        let wanted = self.model_rewrite.as_deref();
+        if wanted.is_none() && !catalog.model_matters() {
+            return None;
+        }
+        let target = catalog.target(model, wanted, self.director.next_share());
+        (target != model).then(|| Rename::new(model, target, span))
     }
 
     /// The prompt's length, as well as it is known before the body's end.
@@ -288,6 +320,12 @@ impl Exchange {
     #[must_use]
     pub fn is_streamed(&self) -> bool {
         self.streamed
+    }
+
+    /// The change of the model's name, where another is to be asked for.
+    #[must_use]
+    pub fn rename(&self) -> Option<&Rename> {
+        self.rename.as_ref()
     }
 
     /// What the pool's endpoints speak.

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use endpoints::{Booking, Clock, Endpoint, EndpointSet, ScrapeConfig, Snapshot};
 use parking_lot::{Mutex, MutexGuard};
 use pool::{
-    AppProtocol, EndpointSpec, Fault, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion,
+    AppProtocol, Catalog, EndpointSpec, Fault, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion,
     RoutingStrategy, Setting,
 };
 use routing::{Decision, PickReason, Receipt, Request, Router};
@@ -34,8 +34,8 @@ const MODELS_NAMED_MAX: usize = 20;
 pub struct Declaration {
     /// The pool as written.
     pub pool: InferencePool,
-    /// Models that an InferenceModel or InferenceModelRewrite of the pool names.
-    pub named_models: HashSet<String>,
+    /// What its InferenceModels, InferenceModelRewrites and InferenceObjectives say.
+    pub catalog: Catalog,
     /// Who can serve.
     pub endpoints: Vec<EndpointSpec>,
 }
@@ -53,8 +53,8 @@ pub struct InForce {
     pub faults: Vec<Fault>,
     /// What the pool's endpoints speak.
     pub app_protocol: AppProtocol,
-    /// Models named by InferenceModels and rewrites.
-    pub named_models: HashSet<String>,
+    /// What is said of models and objectives.
+    pub catalog: Catalog,
 }
 
 /// A pool in service.
@@ -209,7 +209,7 @@ impl ServedPool {
         model: &str,
         now: Duration,
     ) -> Result<(), Refusal> {
-        if in_force.named_models.contains(model) || self.may_serve(model, now) {
+        if in_force.catalog.names(model) || self.may_serve(model, now) {
             return Ok(());
         }
         if !self.endpoints.refresh_models(now).await || self.may_serve(model, now) {
@@ -396,13 +396,13 @@ fn resolve(declaration: &Declaration, last: Option<&PoolPolicy>) -> InForce {
         settings: resolved.settings,
         faults: resolved.faults,
         app_protocol: pool.app_protocol,
-        named_models: declaration.named_models.clone(),
+        catalog: declaration.catalog.clone(),
     }
 }
 
 /// Whether a decision depends on the model's name: then a body is read until it is known.
 fn names_matter(in_force: &InForce, snapshot: &Snapshot, now: Duration) -> bool {
-    !in_force.named_models.is_empty() || snapshot.reports_lora || snapshot.serving("", now).models_differ
+    in_force.catalog.model_matters() || snapshot.reports_lora || snapshot.serving("", now).models_differ
 }
 
 /// Which entries of `snapshot` a subset names, by address or by host alone.

@@ -7,9 +7,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use director::{Clock, Declaration, Director, Failure, Head, Limits, Progress, Reason};
+use director::{Clock, Control, Declaration, Director, Failure, Head, Limits, Progress, Reason};
 use http::StatusCode;
-use pool::EndpointSpec;
+use pool::{Catalog, EndpointSpec};
 use telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,7 +36,7 @@ fn declaration(annotations: &str, endpoints: u16) -> Declaration {
             tls: false,
         })
         .collect();
-    Declaration { pool, named_models: HashSet::new(), endpoints }
+    Declaration { pool, catalog: Catalog::default(), endpoints }
 }
 
 /// A house whose pool has that many endpoints.
@@ -57,7 +57,7 @@ fn house(endpoints: u16) -> House {
 
 impl House {
     fn head(path: &str) -> Head<'_> {
-        Head { path, content_length: None, readable: true }
+        Head { path, content_length: None, readable: true, control: Control::default() }
     }
 
     async fn exchange(&self) -> director::Exchange {

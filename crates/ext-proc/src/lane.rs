@@ -138,6 +138,15 @@ impl Lane {
         rewritten
     }
 
+    /// Puts `parts` in the place of the part that came last. Those before it are answered.
+    pub(crate) fn replace_part(&mut self, parts: impl IntoIterator<Item = Bytes>) {
+        self.replace = self.parts_owed == 1;
+        if self.replace || self.is_duplex() {
+            self.held = Held::default();
+            parts.into_iter().for_each(|part| self.held.push(part));
+        }
+    }
+
     /// What is owed next, where what came is `decided`.
     pub(crate) fn owed(&mut self, decided: bool) -> Option<Owed> {
         if self.headers == Headers::Owed && (decided || self.headers_go_first()) {

@@ -225,22 +225,23 @@ impl Machine {
         }
     }
 
-    /// Asks for the parts of an answer, or not to be sent any, after [`Event::Answer`] and before the next answer of
-    /// ours. Where Envoy does not allow it they come as they are configured.
-    pub fn show_answer_body(&mut self, show: bool) {
-        let to_come = self.response.headers_owed() && !self.response.at_end();
-        let Some(protocol) = self.protocol.as_mut().filter(|_| to_come) else { return };
-        let asked = match (show, protocol.response_body) {
-            // Envoy holds the parts, and our answers are empty.
-            (true, BodyMode::None) => BodyMode::Streamed,
-            // In FULL_DUPLEX_STREAMED parts may be on their way to us already, and nobody else has them.
-            (false, BodyMode::Streamed | BodyMode::Buffered | BodyMode::BufferedPartial) => BodyMode::None,
-            _ => return,
-        };
-        protocol.response_body = asked;
-        // Nobody tells whether it was heeded but the first part that comes.
-        self.answer_shown = false;
-        self.response_changes.mode = Some(protocol.into());
+    /// The parts of the answer are to be replaced as they come, after [`Event::Answer`] and before the next answer of
+    /// ours. Asks for them where they are not configured to come; where Envoy does not allow that they do not come.
+    pub fn rewrite_answer(&mut self) {
+        if !self.response.headers_owed() || self.response.at_end() {
+            return;
+        }
+        self.response_changes.headers.remove("content-length");
+        if let Some(protocol) = self.protocol.as_mut().filter(|asked| asked.response_body == BodyMode::None) {
+            // Envoy holds the parts, and our answers are as long as what changes.
+            protocol.response_body = BodyMode::Streamed;
+            self.response_changes.mode = Some(protocol.into());
+        }
+    }
+
+    /// Puts `parts` in the place of the part of [`Event::AnswerBody`], before the next answer of ours.
+    pub fn replace_answer_part(&mut self, parts: impl IntoIterator<Item = Bytes>) {
+        self.response.replace_part(parts);
     }
 
     /// Sets a header of the answer, after [`Event::Answer`] and before the next answer of ours.
@@ -423,6 +424,8 @@ impl Machine {
         if !self.request.rewrite(span, with) {
             return;
         }
+        // The answer is to be one that can be read.
+        self.request_changes.headers.remove("accept-encoding");
         if let Some(length) =
             self.content_length.and_then(|length| length.checked_sub(gone)?.checked_add(come))
         {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use director::{Exchange, Reason};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use inference::{Api, EventSplitter};
+use inference::{AnswerRename, Api, EventSplitter};
 use telemetry::Limit;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -34,8 +34,8 @@ pub(crate) enum Content {
 pub(crate) struct Passed {
     first: Option<Frame<Bytes>>,
     rest: Incoming,
-    /// Present for event streams: events are passed on whole.
-    events: Option<Events>,
+    /// Present where the answer is more than passed on.
+    relay: Option<Relay>,
     /// Taken when the answer is at its end.
     exchange: Option<Exchange>,
     ended_as: Reason,
@@ -52,9 +52,12 @@ struct Idle {
     last: Instant,
 }
 
-/// The events of a stream on their way.
-pub(crate) struct Events {
-    splitter: EventSplitter,
+/// What an answer goes through where it is more than passed on.
+pub(crate) struct Relay {
+    /// Present where the model server knows the model by another name.
+    rename: Option<AnswerRename>,
+    /// Present for event streams: events are passed on whole.
+    events: Option<EventSplitter>,
     ready: VecDeque<Frame<Bytes>>,
     api: Option<Api>,
 }
@@ -71,21 +74,20 @@ impl AnswerBody {
 }
 
 impl Passed {
-    /// The body whose `first` frame is here already; `None` when it has none. As a stream of `events` where there are
-    /// some; the model server may rest for `idle`.
+    /// The body whose `first` frame is here already; `None` when it has none. The model server may rest for `idle`.
     pub(crate) fn new(
         first: Option<Frame<Bytes>>,
         rest: Incoming,
         ended_as: Reason,
         exchange: Exchange,
         upload: Upload,
-        events: Option<Events>,
+        relay: Option<Relay>,
         idle: Duration,
     ) -> Passed {
         let mut passed = Passed {
             first,
             rest,
-            events,
+            relay,
             exchange: Some(exchange),
             ended_as,
             idle: Idle { most: idle, timer: None, last: Instant::now() },
@@ -99,7 +101,7 @@ impl Passed {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
         loop {
-            if let Some(ready) = self.events.as_mut().and_then(|events| events.ready.pop_front()) {
+            if let Some(ready) = self.relay.as_mut().and_then(|relay| relay.ready.pop_front()) {
                 return Poll::Ready(Some(Ok(ready)));
             }
             if self.exchange.is_none() {
@@ -119,10 +121,9 @@ impl Passed {
                 None => self.finish(),
                 Some(Err(reason)) => {
                     self.end(reason);
-                    let Some(events) = &mut self.events else {
+                    if !self.relay.as_mut().is_some_and(|relay| relay.break_off(reason)) {
                         return Poll::Ready(Some(Err(BrokenAnswer)));
-                    };
-                    events.break_off(reason);
+                    }
                 }
             }
         }
@@ -158,19 +159,19 @@ impl Passed {
         if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
             exchange.answer_bytes(data);
         }
-        match &mut self.events {
+        match &mut self.relay {
             None => Some(frame),
-            Some(events) => {
-                events.take(frame);
-                events.ready.pop_front()
+            Some(relay) => {
+                relay.take(frame);
+                relay.ready.pop_front()
             }
         }
     }
 
     fn finish(&mut self) {
         self.end(self.ended_as);
-        if let Some(events) = &mut self.events {
-            events.flush();
+        if let Some(relay) = &mut self.relay {
+            relay.flush();
         }
     }
 
@@ -181,7 +182,7 @@ impl Passed {
     }
 
     fn is_done(&self) -> bool {
-        self.exchange.is_none() && self.events.as_ref().is_none_or(|events| events.ready.is_empty())
+        self.exchange.is_none() && self.relay.as_ref().is_none_or(|relay| relay.ready.is_empty())
     }
 }
 
@@ -210,15 +211,23 @@ impl Idle {
     }
 }
 
-impl Events {
-    /// Events in the shape of `api`.
-    pub(crate) fn of(api: Option<Api>) -> Events {
-        Events { splitter: EventSplitter::default(), ready: VecDeque::new(), api }
+impl Relay {
+    /// What is needed where the model is to be renamed, or the answer is an event stream in the shape of `api`.
+    pub(crate) fn of(rename: Option<AnswerRename>, event_stream: bool, api: Option<Api>) -> Option<Relay> {
+        let events = event_stream.then(EventSplitter::default);
+        let needed = rename.is_some() || events.is_some();
+        needed.then(|| Relay { rename, events, ready: VecDeque::new(), api })
     }
 
     fn take(&mut self, frame: Frame<Bytes>) {
         match frame.into_data() {
-            Ok(data) => self.ready.extend(self.splitter.push(data).map(Frame::data)),
+            Ok(data) => {
+                let Relay { rename, events, ready, .. } = self;
+                match rename {
+                    None => split(events, ready, data),
+                    Some(rename) => rename.push(&data, |part| split(events, ready, part)),
+                }
+            }
             Err(trailers) => {
                 self.flush();
                 self.ready.push_back(trailers);
@@ -226,21 +235,38 @@ impl Events {
         }
     }
 
-    /// The stream ended well: what was held back of it is passed on.
+    /// The answer ended well: what was held back of it is passed on.
     fn flush(&mut self) {
-        self.ready.extend(std::mem::take(&mut self.splitter).finish().map(Frame::data));
+        let Relay { rename, events, ready, .. } = self;
+        if let Some(rest) = rename.take().and_then(AnswerRename::finish) {
+            split(events, ready, rest);
+        }
+        if let Some(events) = events {
+            ready.extend(std::mem::take(events).finish().map(Frame::data));
+        }
     }
 
-    /// The stream broke. A half event that was held back is dropped: a client could not read it.
-    fn break_off(&mut self, reason: Reason) {
+    /// The answer broke. A half event that was held back is dropped: a client could not read it. False where there is
+    /// no way to tell.
+    fn break_off(&mut self, reason: Reason) -> bool {
         const MESSAGE: &str =
             "the model server's answer broke off; what came so far is incomplete, ask again";
-        if self.splitter.is_inside_event() {
+        let Some(events) = &self.events else { return false };
+        if events.is_inside_event() {
             self.ready.push_back(Frame::data(Bytes::from_static(b"\n\n")));
         }
         let api = self.api.unwrap_or(Api::ChatCompletions);
         let event = inference::error_event(api, reason.word(), MESSAGE);
         self.ready.push_back(Frame::data(event));
+        true
+    }
+}
+
+/// Makes `data` ready, as whole events where it is some.
+fn split(events: &mut Option<EventSplitter>, ready: &mut VecDeque<Frame<Bytes>>, data: Bytes) {
+    match events {
+        Some(events) => ready.extend(events.push(data).map(Frame::data)),
+        None => ready.push_back(Frame::data(data)),
     }
 }
 

@@ -15,7 +15,7 @@ use inference::{AnswerKind, Api};
 use telemetry::{Limit, Metrics};
 use tokio::time::sleep;
 
-use crate::answer::{AnswerBody, Content, Events, Passed};
+use crate::answer::{AnswerBody, Content, Passed, Relay};
 use crate::connections::InService;
 use crate::head;
 use crate::headers::{self, ClientHeaders, X_POINTSMAN_REASON, X_REQUEST_ID};
@@ -154,7 +154,9 @@ impl Gateway {
     ) -> Result<(Answer, Exchange), Refusal> {
         let content_length = content_length(&parts.headers);
         let readable = api.is_some() && is_readable(&parts.headers);
-        let mut intake = self.director.begin(Head { path: parts.uri.path(), content_length, readable })?;
+        let control = headers::control(&parts.headers);
+        let head = Head { path: parts.uri.path(), content_length, readable, control };
+        let mut intake = self.director.begin(head)?;
         while intake.progress() == Progress::More {
             match upload.read().await {
                 Some(Ok(chunk)) => drop(intake.push(&chunk)?),
@@ -167,6 +169,10 @@ impl Gateway {
         }
         let mut exchange = intake.route().await?;
         headers::to_upstream(&mut parts.headers, &parts.uri, client, request_id);
+        if let Some(rename) = exchange.rename() {
+            let length = upload.replace(rename.span(), rename.replacement());
+            headers::rewritten(&mut parts.headers, length);
+        }
         let attempted = self.attempt_all(parts, upload, &mut exchange).await;
         exchange.request_bytes(upload.bytes());
         match attempted {
@@ -253,16 +259,20 @@ impl Gateway {
     ) -> Response<Content> {
         let (mut parts, rest) = answer.response.into_parts();
         let kind = answer_kind(&parts.headers);
+        let rename = exchange.rename().zip(kind).map(|(rename, kind)| rename.answer(kind));
+        if rename.is_some() {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         // An announced length leaves no room for an error event.
         let event_stream =
             kind == Some(AnswerKind::EventStream) && !parts.headers.contains_key(header::CONTENT_LENGTH);
         headers::to_client(&mut parts.headers);
         exchange.answer(parts.status, kind);
         upload.settle();
-        let events = event_stream.then(|| Events::of(api));
+        let relay = Relay::of(rename, event_stream, api);
         let idle = self.limits.stream_idle;
         let passed =
-            Passed::new(answer.first, rest, Reason::of_answer(parts.status), exchange, upload, events, idle);
+            Passed::new(answer.first, rest, Reason::of_answer(parts.status), exchange, upload, relay, idle);
         parts.version = Version::default();
         parts.extensions = http::Extensions::default();
         Response::from_parts(parts, Content::Passed(Box::new(passed)))

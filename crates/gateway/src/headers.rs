@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use director::Control;
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, Uri};
 
@@ -101,6 +102,26 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, client: Client, re
     let scheme = if client.tls { "https" } else { "http" };
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(scheme));
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// What a client says by control headers, under their present names or their newer ones.
+pub(crate) fn control(headers: &HeaderMap) -> Control<'_> {
+    let said = |names: [&str; 2]| names.into_iter().find_map(|name| headers.get(name)?.to_str().ok());
+    Control {
+        objective: said(["x-gateway-inference-objective", "x-llm-d-inference-objective"]),
+        fairness_id: said(["x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id"]),
+        model_rewrite: said(["x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"]),
+    }
+}
+
+/// Makes a request's headers fit for a body that was rewritten, now of `length`, and its answer one that can be read.
+pub(crate) fn rewritten(headers: &mut HeaderMap, length: Option<u64>) {
+    headers.remove(ACCEPT_ENCODING);
+    if let Some(length) = length
+        && headers.contains_key(CONTENT_LENGTH)
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
 }
 
 /// HTTP/2 may split cookies over fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).

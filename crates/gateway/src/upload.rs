@@ -4,6 +4,7 @@
 use std::error::Error as _;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -44,6 +45,8 @@ pub(crate) struct Upload {
 struct Shared {
     director: Arc<Director>,
     announced: Option<u64>,
+    /// The length that is announced to model servers.
+    sends: Option<u64>,
     /// What came so far, so that it can be sent again; parts that were sent and cannot be needed again are empty.
     kept: Vec<Bytes>,
     /// Which of `kept` the present attempt sends next.
@@ -95,10 +98,12 @@ impl Upload {
         let mut held = director.held_bytes();
         held.take(REQUEST_BYTES)?;
         let rest = (!body.is_end_stream()).then_some(body);
+        let announced = if rest.is_none() { Some(0) } else { announced };
         Ok(Upload {
             stall,
             shared: Arc::new(Mutex::new(Shared {
-                announced: if rest.is_none() { Some(0) } else { announced },
+                announced,
+                sends: announced,
                 kept: Vec::new(),
                 next: 0,
                 held,
@@ -177,6 +182,29 @@ impl Upload {
         shared.is_complete() && shared.failed.is_none()
     }
 
+    /// Puts `with` in the place of the bytes `span`, all of which were [read](Self::read), before the first attempt.
+    /// Gives the length of what is sent, where it is known.
+    pub(crate) fn replace(&self, span: Range<usize>, with: Bytes) -> Option<u64> {
+        let mut shared = self.shared.lock();
+        let (gone, come) = (span.len() as u64, with.len() as u64);
+        let mut with = Some(with);
+        let mut start = 0;
+        let mut replaced = Vec::with_capacity(shared.kept.len() + 2);
+        for part in std::mem::take(&mut shared.kept) {
+            let end = start + part.len();
+            replaced.push(part.slice(..span.start.clamp(start, end) - start));
+            if end >= span.end {
+                replaced.extend(with.take());
+            }
+            replaced.push(part.slice(span.end.clamp(start, end) - start..));
+            start = end;
+        }
+        replaced.retain(|part| !part.is_empty());
+        shared.kept = replaced;
+        shared.sends = shared.sends.map(|bytes| bytes.saturating_sub(gone) + come);
+        shared.sends
+    }
+
     /// A body for the next attempt, from the beginning. Attempts made before are at their end.
     pub(crate) fn attempt(&self) -> Attempt {
         let mut shared = self.shared.lock();
@@ -186,7 +214,7 @@ impl Upload {
             shared: Arc::clone(&self.shared),
             number: shared.attempts,
             sent: 0,
-            announced: shared.announced,
+            announced: shared.sends,
             done: false,
         }
     }

@@ -3,7 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is a failure")]
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use director::{Clock, Declaration, Director, Limits};
 use gateway::{ClientHeaders, Gateway, REPLAY_BYTES_MAX, Upstream, dial_tcp};
 use parking_lot::Mutex;
-use pool::EndpointSpec;
+use pool::{Catalog, EndpointSpec};
 use telemetry::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -165,7 +164,7 @@ impl Door {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let director =
             Director::new(Arc::clone(&metrics), Clock::start(), limits, 0, tracker.clone(), cancel.clone());
-        director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });
+        director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let upstream = Upstream::new(&dial_tcp(bounds.connect), &tls::trusting().unwrap(), bounds.connect);

@@ -6,6 +6,7 @@
 use memchr::{memchr2, memmem};
 
 use crate::json::{Event, Key, Lexer};
+use crate::sse::{DataLines, Piece};
 
 /// What was used, in tokens, as the server counts. Anthropic's `input_tokens` leave out what came from the cache,
 /// OpenAI's prompt tokens include it.
@@ -39,23 +40,13 @@ pub struct UsageScan {
     lines: Option<Lines>,
 }
 
-/// Where in an event stream.
+/// The data of an event stream.
 #[derive(Debug)]
 struct Lines {
-    line: Line,
+    lines: DataLines,
     data_lines: u64,
     usage_key: memmem::Finder<'static>,
     escape: memmem::Finder<'static>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Line {
-    /// So many bytes of `data:` are read.
-    Name(usize),
-    /// Data that the document reads.
-    Data,
-    /// Anything else.
-    Other,
 }
 
 /// One JSON document that may hold usage.
@@ -83,14 +74,12 @@ enum Place {
     Details,
 }
 
-const DATA: &[u8] = b"data:";
-
 impl UsageScan {
     /// A scan of an answer from its first byte.
     #[must_use]
     pub fn new(kind: AnswerKind) -> Self {
         let lines = (kind == AnswerKind::EventStream).then(|| Lines {
-            line: Line::Name(0),
+            lines: DataLines::new(),
             data_lines: 0,
             usage_key: memmem::Finder::new(b"\"usage\""),
             escape: memmem::Finder::new(b"\\u00"),
@@ -122,33 +111,15 @@ impl UsageScan {
 
 impl Lines {
     fn read(&mut self, mut chunk: &[u8], document: &mut Document, usage: &mut Usage) {
-        while let Some(&byte) = chunk.first() {
-            match self.line {
-                Line::Name(matched) => {
-                    self.line = match byte {
-                        b'\n' | b'\r' => Line::Name(0),
-                        _ if byte != DATA[matched] => Line::Other,
-                        _ if matched + 1 < DATA.len() => Line::Name(matched + 1),
-                        _ => {
-                            self.data_lines += 1;
-                            *document = Document::new();
-                            document.broken = self.ends_without_usage(&chunk[1..]);
-                            Line::Data
-                        }
-                    };
-                    chunk = &chunk[1..];
+        while let Some(piece) = self.lines.next(&mut chunk) {
+            match piece {
+                Piece::Begin => {
+                    self.data_lines += 1;
+                    *document = Document::new();
+                    document.broken = self.ends_without_usage(chunk);
                 }
-                Line::Data | Line::Other => {
-                    let end = memchr2(b'\n', b'\r', chunk);
-                    let (line, rest) = chunk.split_at(end.unwrap_or(chunk.len()));
-                    if matches!(self.line, Line::Data) {
-                        document.read(line, usage);
-                    }
-                    if end.is_some() {
-                        self.line = Line::Name(0);
-                    }
-                    chunk = rest;
-                }
+                Piece::Data(data) => document.read(data, usage),
+                Piece::End => {}
             }
         }
     }

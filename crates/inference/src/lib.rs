@@ -4,7 +4,8 @@
 //!  request body, chunk by chunk                       answer, chunk by chunk
 //!        │                                                  │
 //!    BodyScan ── enough ──> Asked { model, prompt, … }      ├─> UsageScan ──> Usage { tokens }
-//!     │     └─ Prompt: canonical text, bounded              └─> EventSplitter ──> whole events only
+//!     │     └─ Prompt: canonical text, bounded              ├─> EventSplitter ──> whole events only
+//!     │                                                     └─> AnswerRename ──> the client's name of the model
 //!     └─ Lexer: JSON, no tree, no buffer <── UsageScan
 //! ```
 //!
@@ -30,6 +31,7 @@ mod api;
 mod body;
 mod json;
 mod prompt;
+mod rename;
 mod sse;
 #[cfg(test)]
 mod testing;
@@ -38,4 +40,5 @@ pub use answer::{AnswerKind, Usage, UsageScan};
 pub use api::Api;
 pub use body::{Asked, BodyScan, LOOKAHEAD_BYTES, MODEL_BYTES_MAX, Malformed, Need, Progress};
 pub use json::{DEPTH_MAX, NotJson};
+pub use rename::{AnswerRename, json_string};
 pub use sse::{EventSplitter, TAIL_BYTES_MAX, error_event};

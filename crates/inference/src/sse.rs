@@ -4,12 +4,85 @@
 //! splitter gives whole events on and keeps the rest until it is whole, copying nothing but that rest.
 
 use bytes::{Bytes, BytesMut};
-use memchr::memchr2_iter;
+use memchr::{memchr2, memchr2_iter};
 
 use crate::Api;
 
 /// Longest incomplete event that is kept back, in bytes; a longer one is passed on as it comes.
 pub const TAIL_BYTES_MAX: usize = 64 * 1024;
+
+/// Tells the data in an event stream from everything else, cut into chunks anywhere. Invariant: holds a position alone.
+#[derive(Debug)]
+pub(crate) struct DataLines {
+    line: Line,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Line {
+    /// So many bytes of `data:` are read.
+    Name(usize),
+    /// Data.
+    Data,
+    /// Anything else.
+    Other,
+}
+
+/// A part of an event stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    /// A line of data begins.
+    Begin,
+    /// A part of its data.
+    Data(&'a [u8]),
+    /// It ends.
+    End,
+}
+
+const DATA: &[u8] = b"data:";
+
+impl DataLines {
+    pub(crate) fn new() -> Self {
+        Self { line: Line::Name(0) }
+    }
+
+    /// Takes the next piece off the front of `chunk`; `None` when all of it is consumed.
+    pub(crate) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Option<Piece<'a>> {
+        while let Some(&byte) = chunk.first() {
+            match self.line {
+                Line::Name(matched) => {
+                    *chunk = &chunk[1..];
+                    self.line = match byte {
+                        b'\n' | b'\r' => Line::Name(0),
+                        _ if byte != DATA[matched] => Line::Other,
+                        _ if matched + 1 < DATA.len() => Line::Name(matched + 1),
+                        _ => {
+                            self.line = Line::Data;
+                            return Some(Piece::Begin);
+                        }
+                    };
+                }
+                Line::Data | Line::Other => {
+                    let is_data = matches!(self.line, Line::Data);
+                    let end = memchr2(b'\n', b'\r', chunk).unwrap_or(chunk.len());
+                    if end == 0 {
+                        *chunk = &chunk[1..];
+                        self.line = Line::Name(0);
+                        if is_data {
+                            return Some(Piece::End);
+                        }
+                        continue;
+                    }
+                    let (line, rest) = chunk.split_at(end);
+                    *chunk = rest;
+                    if is_data {
+                        return Some(Piece::Data(line));
+                    }
+                }
+            }
+        }
+        None
+    }
+}
 
 /// Cuts an event stream at the ends of its events. Lines end in `\n`, `\r\n` or `\r`, mixed at will; an event ends
 /// with a blank line.
@@ -117,7 +190,7 @@ pub fn error_event(api: Api, code: &str, message: &str) -> Bytes {
 }
 
 /// The text as it stands inside a JSON string.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
         match char {

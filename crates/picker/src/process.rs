@@ -1,8 +1,10 @@
 //! One ext_proc stream: the request that Envoy shows us, from its head to its end.
 
 use bytes::Bytes;
-use director::{Exchange, Failure, Head, HeldBytes, Intake, Progress, Reason, Refusal};
-use ext_proc::{Event, Immediate, Left, Machine, Pick, Rest};
+use director::{
+    AnswerRename, Control, Exchange, Failure, Head, HeldBytes, Intake, Progress, Reason, Refusal,
+};
+use ext_proc::{Control as HeaderOf, Event, Immediate, Left, Machine, Pick, Rest, Rewrite};
 use grpc::{Broken, Call, Code, Status};
 use http::StatusCode;
 
@@ -25,6 +27,8 @@ struct Stream<'a> {
     held: HeldBytes,
     number: u64,
     status: Option<StatusCode>,
+    /// Present where the model server knows the model by another name.
+    rename: Option<AnswerRename>,
 }
 
 enum Phase {
@@ -47,6 +51,7 @@ pub(crate) async fn serve(picker: &Picker, mut call: Call) {
         held: picker.director().held_bytes(),
         number: 0,
         status: None,
+        rename: None,
     };
     match stream.run(&mut call).await {
         Ok(()) => {
@@ -124,7 +129,12 @@ impl Stream<'_> {
         let path = head.path.split('?').next().unwrap_or_default();
         let readable = head.readable && rest != Rest::Unseen && &*head.method == "POST";
         let content_length = head.content_length;
-        let mut intake = self.picker.director().begin(Head { path, content_length, readable })?;
+        let control = Control {
+            objective: head.control(HeaderOf::Objective),
+            fairness_id: head.control(HeaderOf::FairnessId),
+            model_rewrite: head.control(HeaderOf::ModelRewrite),
+        };
+        let mut intake = self.picker.director().begin(Head { path, content_length, readable, control })?;
         if let Some(subset) = &head.subset {
             intake.restrict(subset.endpoints());
         }
@@ -154,7 +164,9 @@ impl Stream<'_> {
         let destinations = destinations(&exchange, self.picker.options().fallback_endpoints);
         let number = self.number.to_string();
         let metadata = [(NUMBER, number.as_str())];
-        self.machine.routed(&Pick { destinations: &destinations, metadata: &metadata, rewrite: None });
+        let rewrite =
+            exchange.rename().map(|rename| Rewrite { span: rename.span(), with: rename.replacement() });
+        self.machine.routed(&Pick { destinations: &destinations, metadata: &metadata, rewrite });
         self.phase = Phase::Sent(Box::new(exchange));
         Ok(())
     }
@@ -169,6 +181,10 @@ impl Stream<'_> {
             exchange.failed(failure);
         }
         exchange.answer(status, head.kind);
+        if let Some((rename, kind)) = exchange.rename().zip(head.kind) {
+            self.rename = Some(rename.answer(kind));
+            self.machine.rewrite_answer();
+        }
         exchange.request_bytes(self.machine.request_bytes());
         self.status = Some(status);
         if self.picker.options().conformance {
@@ -183,6 +199,14 @@ impl Stream<'_> {
     fn answer_body(&mut self, bytes: &Bytes, last: bool) {
         if let Phase::Sent(exchange) = &mut self.phase {
             exchange.answer_bytes(bytes);
+        }
+        if let Some(rename) = &mut self.rename {
+            let mut parts = Vec::new();
+            rename.push(bytes, |part| parts.push(part));
+            if last {
+                parts.extend(self.rename.take().and_then(AnswerRename::finish));
+            }
+            self.machine.replace_answer_part(parts);
         }
         if last {
             self.end();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use director::{Declaration, Director};
-use pool::{Declared, EndpointSpec, InferencePool, PoolId};
+use pool::{Catalog, Declared, EndpointSpec, InferencePool, PoolId};
 
 use crate::sources::{LOOK_EVERY, Sources};
 
@@ -144,12 +144,6 @@ fn the_pool<'a>(declared: &'a Declared, wanted: Option<&PoolId>) -> anyhow::Resu
 fn declaration(pool: &InferencePool, declared: &Declared, extra: &[EndpointSpec]) -> Declaration {
     let mut endpoints = pool.endpoints(&declared.slices);
     endpoints.extend_from_slice(extra);
-    let models = declared.models.iter().filter(|model| model.pool == pool.id).map(|model| &model.model_name);
-    let rewrites = declared
-        .rewrites
-        .iter()
-        .filter(|rewrite| rewrite.pool == pool.id)
-        .flat_map(|rewrite| rewrite.rules.iter().flat_map(|rule| &rule.models));
-    let named_models: HashSet<String> = models.chain(rewrites).cloned().collect();
-    Declaration { pool: pool.clone(), named_models, endpoints }
+    let catalog = Catalog::of(&pool.id, declared);
+    Declaration { pool: pool.clone(), catalog, endpoints }
 }

@@ -10,6 +10,7 @@
 //! - A bad annotation never takes a pool down: the last valid value of that one setting stays in force.
 
 mod annotations;
+mod catalog;
 mod declared;
 mod duration;
 mod fault;
@@ -24,6 +25,7 @@ mod slices;
 mod yaml;
 
 pub use annotations::{Annotation, Annotations, Shape};
+pub use catalog::Catalog;
 pub use declared::{Declared, assemble};
 pub use duration::{DurationError, parse_duration};
 pub use fault::{Fault, FaultKind, Position, Severity};

@@ -1,9 +1,9 @@
 //! The families that requests write to, and their text.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use hashbrown::{Equivalent, HashMap};
 use parking_lot::RwLock;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -16,13 +16,13 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::definitions::{self as def, Definition, OLDER_TWIN};
 use crate::limits::LimitCounters;
 
-/// How many model names get label values of their own; the next reads `other`.
+/// How many models, each with what it became, get label values of their own; the next read `other`.
 pub const MODEL_LABELS_MAX: usize = 1000;
 
 /// Every family that requests write to. One per process, shared.
 pub struct Metrics {
     registry: RwLock<Registry>,
-    models: RwLock<HashMap<Arc<str>, Arc<ModelMetrics>>>,
+    models: RwLock<HashMap<ModelPair, Arc<ModelMetrics>>>,
     families: Families,
     /// Time of one decision, in seconds.
     pub scheduler_duration: Histogram,
@@ -77,6 +77,19 @@ pub struct ModelMetrics {
 struct ModelPair {
     model_name: Arc<str>,
     target_model_name: Arc<str>,
+}
+
+/// A pair to look up.
+#[derive(Clone, Copy, Hash)]
+struct Names<'a> {
+    model: &'a str,
+    target: &'a str,
+}
+
+impl Equivalent<ModelPair> for Names<'_> {
+    fn equivalent(&self, pair: &ModelPair) -> bool {
+        *self.model == *pair.model_name && *self.target == *pair.target_model_name
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -166,22 +179,25 @@ impl Metrics {
         self.registry.write().register_collector(collector);
     }
 
-    /// The handles of `model`'s families; `other` once [`MODEL_LABELS_MAX`] names are known. Resolve once per
-    /// request.
+    /// The handles of the families of `model`, asked of model servers as `target`; `other` once [`MODEL_LABELS_MAX`] are
+    /// known. Resolve once per request.
     #[must_use]
-    pub fn model(&self, model: &str) -> Arc<ModelMetrics> {
-        let name = {
+    pub fn model(&self, model: &str, target: &str) -> Arc<ModelMetrics> {
+        const OTHER: Names<'static> = Names { model: "other", target: "other" };
+        let mut names = Names { model, target };
+        {
             let models = self.models.read();
-            let name =
-                if models.len() < MODEL_LABELS_MAX || models.contains_key(model) { model } else { "other" };
-            if let Some(known) = models.get(name) {
+            if models.len() >= MODEL_LABELS_MAX && !models.contains_key(&names) {
+                names = OTHER;
+            }
+            if let Some(known) = models.get(&names) {
                 return Arc::clone(known);
             }
-            Arc::<str>::from(name)
-        };
+        }
+        let pair = ModelPair { model_name: names.model.into(), target_model_name: names.target.into() };
         let mut models = self.models.write();
         Arc::clone(
-            models.entry(Arc::clone(&name)).or_insert_with(|| Arc::new(self.families.model_handles(name))),
+            models.entry(pair).or_insert_with_key(|pair| Arc::new(self.families.model_handles(pair.clone()))),
         )
     }
 
@@ -277,9 +293,8 @@ impl Families {
         families
     }
 
-    fn model_handles(&self, name: Arc<str>) -> ModelMetrics {
-        let one = ModelName { model_name: Arc::clone(&name) };
-        let pair = ModelPair { model_name: Arc::clone(&name), target_model_name: name };
+    fn model_handles(&self, pair: ModelPair) -> ModelMetrics {
+        let one = ModelName { model_name: Arc::clone(&pair.model_name) };
         ModelMetrics {
             requests: self.requests.get_or_create_owned(&pair),
             running: self.running.get_or_create_owned(&one),
@@ -343,7 +358,7 @@ mod tests {
     #[test]
     fn a_counter_is_printed_under_its_name_and_its_older_twin() {
         let metrics = Metrics::new("1.2.3");
-        metrics.model("tiny").requests.inc();
+        metrics.model("tiny", "tiny").requests.inc();
         let page = metrics.encode().unwrap();
         for prefix in ["inference_objective", "inference_model"] {
             let sample =
@@ -357,16 +372,16 @@ mod tests {
     fn model_names_past_the_bound_read_other() {
         let metrics = Metrics::new("test");
         for number in 0..MODEL_LABELS_MAX + 50 {
-            metrics.model(&format!("m{number}")).requests.inc();
+            metrics.model(&format!("m{number}"), "m").requests.inc();
         }
         assert_eq!(metrics.models.read().len(), MODEL_LABELS_MAX + 1);
-        assert_eq!(metrics.model("yet another").requests.get(), 50);
+        assert_eq!(metrics.model("yet another", "m").requests.get(), 50);
     }
 
     #[test]
     fn a_label_from_outside_cannot_break_the_page() {
         let metrics = Metrics::new("test");
-        metrics.model("a\"b\\c\nd").requests.inc();
+        metrics.model("a\"b\\c\nd", "m").requests.inc();
         let page = metrics.encode().unwrap();
         assert!(page.contains(r#"model_name="a\"b\\c\nd""#), "{page}");
     }

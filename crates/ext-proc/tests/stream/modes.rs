@@ -221,25 +221,49 @@ fn an_envoy_that_does_not_tell_its_modes_gets_the_pick_with_the_headers() {
 }
 
 #[test]
-fn an_answers_body_is_asked_for_or_declined_with_its_headers() {
+fn an_answers_body_is_asked_for_where_it_is_to_be_changed() {
     let cases = [
-        (NoBody, true, "answer headers send(None, Streamed+trailers)"),
-        (NoBody, false, "answer headers"),
-        (Streamed, true, "answer headers"),
-        (Streamed, false, "answer headers send(None, None)"),
-        (Buffered, false, "answer headers send(None, None)"),
-        (FullDuplexStreamed, false, "answer headers"),
+        (NoBody, "answer headers -content-length send(None, Streamed+trailers)"),
+        (Streamed, "answer headers -content-length"),
+        (Buffered, "answer headers -content-length"),
+        (FullDuplexStreamed, "answer headers -content-length"),
     ];
-    for (mode, show, answered) in cases {
+    for (mode, answered) in cases {
         let mut stream = Stream::new(NoBody, mode);
         stream.step(get());
         stream.step(Step::Pick);
         stream.answers();
         stream.step(answer());
-        stream.machine.show_answer_body(show);
-        assert_eq!(stream.answers(), [answered], "{mode:?} {show}");
-        stream.machine.show_answer_body(!show);
+        stream.machine.rewrite_answer();
+        assert_eq!(stream.answers(), [answered], "{mode:?}");
+        stream.machine.rewrite_answer();
         assert_eq!(stream.answers(), [""; 0], "too late");
+    }
+}
+
+#[test]
+fn the_parts_of_an_answer_are_replaced() {
+    let part = |bytes: &'static str| Bytes::from_static(bytes.as_bytes());
+    let cases = [
+        (Streamed, [r#"answer body replaced by """#, r#"answer body replaced by "abc""#, "answer body"]),
+        (FullDuplexStreamed, ["", r#"answer body "ab" | answer body "c""#, r#"answer body "z", end"#]),
+    ];
+    for (mode, answered) in cases {
+        let mut stream = Stream::new(NoBody, mode);
+        stream.step(get());
+        stream.step(Step::Pick);
+        stream.answers();
+        stream.step(answer());
+        stream.machine.rewrite_answer();
+        stream.answers();
+        stream.step(answer_body("x"));
+        stream.machine.replace_answer_part([]);
+        assert_eq!(stream.answers().join(" | "), answered[0], "{mode:?}: nothing is held back for");
+        stream.step(answer_body("y"));
+        stream.machine.replace_answer_part([part("ab"), part("c")]);
+        assert_eq!(stream.answers().join(" | "), answered[1], "{mode:?}");
+        stream.step(answer_body_end("z"));
+        assert_eq!(stream.answers().join(" | "), answered[2], "{mode:?}: what is not replaced stays");
     }
 }
 
@@ -250,7 +274,7 @@ fn a_body_that_was_asked_for_counts_as_shown_once_it_comes() {
         stream.step(get());
         stream.step(Step::Pick);
         stream.step(answer());
-        stream.machine.show_answer_body(true);
+        stream.machine.rewrite_answer();
         stream.answers();
         for part in parts {
             stream.plays(&[(part.clone(), r#"answer "x""#, &["answer body"])]);
@@ -267,7 +291,10 @@ fn rewrite(machine: &mut Machine, with: &'static str) {
 
 #[test]
 fn a_rewritten_body_has_its_length_told_and_nothing_else_changed() {
-    let length = |length: &str| PICK.replacen("+x", &format!("+content-length={length} +x"), 1);
+    let length = |length: &str| {
+        let pick = PICK.replacen("+x", &format!("+content-length={length} +x"), 1);
+        pick.replacen(" reroute", " -accept-encoding reroute", 1)
+    };
     let mut stream = Stream::new(FullDuplexStreamed, NoBody);
     stream.plays(&[(post(), CHAT, &[]), (body("01234"), r#""01234": comes"#, &[])]);
     stream.plays(&[(body("56789"), r#""56789": comes"#, &[])]);
@@ -285,7 +312,7 @@ fn a_rewritten_body_has_its_length_told_and_nothing_else_changed() {
         ]);
         rewrite(&mut stream.machine, "a");
         let (set, metadata) = PICK.split_once(" reroute ").unwrap();
-        let set = set.replacen("+x", "+content-length=8 +x", 1);
+        let set = set.replacen("+x", "+content-length=8 +x", 1) + " -accept-encoding";
         assert_eq!(
             stream.answers(),
             [format!("request body {set} reroute replaced by \"0123a789\" {metadata}")]

@@ -1,13 +1,12 @@
 //! One history: the world of a plan is built, runs until all is over, and is asked whether its books balance.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use director::{Clock, Declaration, Director, Endpoint};
 use gateway::{ClientHeaders, Gateway, Upstream};
 use parking_lot::Mutex;
-use pool::EndpointSpec;
+use pool::{Catalog, EndpointSpec};
 use telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -281,5 +280,5 @@ fn declaration(declared: &Declared, http2: bool) -> Declaration {
         tls: false,
     };
     let endpoints = declared.endpoints.iter().map(spec).collect();
-    Declaration { pool, named_models: HashSet::new(), endpoints }
+    Declaration { pool, catalog: Catalog::default(), endpoints }
 }
