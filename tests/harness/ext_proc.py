@@ -73,13 +73,12 @@ def request_headers(
     mode: int | None = FULL_DUPLEX,
     response_mode: int = NONE,
     context: Metadata | None = None,
-    observe: bool = False,
 ) -> ProcessingRequest:
     """A stream's first message. `mode` None: without `protocol_config`, as Envoy below 1.32."""
     fields = [(":authority", "pool"), (":path", path), (":method", method), (":scheme", "http"), *more]
     config = None if mode is None else ProtocolConfiguration(request_body_mode=mode, response_body_mode=response_mode)
     head = HttpHeaders(headers=header_map(fields), end_of_stream=end)
-    return ProcessingRequest(request_headers=head, protocol_config=config, metadata_context=context, observability_mode=observe)
+    return ProcessingRequest(request_headers=head, protocol_config=config, metadata_context=context)
 
 
 def request_body(body: bytes, end: bool = True) -> ProcessingRequest:
