@@ -76,6 +76,9 @@ class Picker(Pointsman):
         self._peers.put(peer)
         return httpx.Response(outcome.status, content=outcome.immediate.body if outcome.immediate else b"")
 
+    def admin_get(self, path: str, **options: object) -> httpx.Response:
+        return self.client.get(path, **options)
+
     def in_flight(self) -> dict[str, float]:
         """The ledger: requests booked, by endpoint; those with none are left out."""
         series = self.metrics().series(IN_FLIGHT)
