@@ -9,11 +9,6 @@ use telemetry::{Collector, DescriptorEncoder, FamilyWriter, definitions as def};
 use crate::director::Director;
 use crate::served_pool::ServedPool;
 
-/// Above this many waiting requests an endpoint has no room (annotations.md, section 2).
-const WAITING_WITH_ROOM_MAX: u32 = 5;
-/// Above this KV cache use an endpoint has no room.
-const KV_USAGE_WITH_ROOM_MAX: f32 = 0.8;
-
 pub(crate) struct Gauges {
     /// Weak: the director owns the registry's owner.
     director: Weak<Director>,

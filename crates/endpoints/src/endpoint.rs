@@ -4,9 +4,10 @@
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pool::EndpointSpec;
+use tokio::sync::Notify;
 
 use crate::health::Health;
 use crate::ledger::Ledger;
@@ -39,7 +40,14 @@ pub struct Endpoint {
     pub health: Health,
     /// How reading its metrics goes, for telemetry.
     pub scrapes: ScrapeStats,
+    /// The most that we had in flight on it while its metrics said that it had room.
+    roomy_in_flight: AtomicU32,
+    /// Told when a booking of the set is released.
+    freed: Arc<Notify>,
 }
+
+/// An endpoint whose load is unknown has room for so many requests of ours at least.
+pub const IN_FLIGHT_UNKNOWN_MIN: u32 = 16;
 
 impl EndpointId {
     fn next() -> Self {
@@ -78,6 +86,11 @@ impl Endpoint {
     /// A new endpoint with a new id, nothing booked, in good standing.
     #[must_use]
     pub fn new(slot: Slot, spec: EndpointSpec) -> Self {
+        Self::in_set(slot, spec, Arc::default())
+    }
+
+    /// A new endpoint of a set that is told of released bookings by `freed`.
+    pub(crate) fn in_set(slot: Slot, spec: EndpointSpec, freed: Arc<Notify>) -> Self {
         Self {
             id: EndpointId::next(),
             slot,
@@ -86,7 +99,25 @@ impl Endpoint {
             ledger: Ledger::default(),
             health: Health::default(),
             scrapes: ScrapeStats::default(),
+            roomy_in_flight: AtomicU32::new(0),
+            freed,
         }
+    }
+
+    /// While its load is unknown: how many requests of ours may be in flight on it before it has no room. What it
+    /// took while its metrics were read it can take, and [`IN_FLIGHT_UNKNOWN_MIN`] any can.
+    #[must_use]
+    pub fn in_flight_unknown_max(&self) -> u32 {
+        self.roomy_in_flight.load(Ordering::Relaxed).max(IN_FLIGHT_UNKNOWN_MIN)
+    }
+
+    /// Its metrics said that it had room with so many requests of ours in flight.
+    pub(crate) fn had_room_at(&self, in_flight: u32) {
+        self.roomy_in_flight.fetch_max(in_flight, Ordering::Relaxed);
+    }
+
+    pub(crate) fn tell_freed(&self) {
+        self.freed.notify_one();
     }
 
     /// `ip:port`, `[v6]:port` or `name:port`: what a `Host` header or a destination header carries.

@@ -113,6 +113,7 @@ impl Drop for Booking {
     fn drop(&mut self) {
         self.first_byte();
         self.endpoint.ledger.release_request();
+        self.endpoint.tell_freed();
     }
 }
 

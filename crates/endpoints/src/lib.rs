@@ -28,7 +28,7 @@ mod set;
 mod snapshot;
 
 pub use clock::Clock;
-pub use endpoint::{Endpoint, EndpointId, Slot};
+pub use endpoint::{Endpoint, EndpointId, IN_FLIGHT_UNKNOWN_MIN, Slot};
 pub use exposition::{LINE_BYTES_MAX, LineError};
 pub use health::{FAILURES_MAX, Health, OUT_FIRST, OUT_MAX, PROBE_LEASE, Standing};
 pub use ledger::{Booking, Ledger};
@@ -36,4 +36,7 @@ pub use metrics::{CacheGeometry, EngineMetrics, Lora, PageError, PageReader};
 pub use models::{MODELS_FRESH, MODELS_MAX, ModelList, ModelsError, ServedModel, Serving};
 pub use scrape::{FailureReason, FetchError, ScrapeConfig, ScrapeError, ScrapeFailure, ScrapeStats, spawn};
 pub use set::{Changes, EndpointSet, REFRESH_EVERY, Update};
-pub use snapshot::{Entry, Load, LoadStanding, STALE_AFTER, Scraped, Snapshot};
+pub use snapshot::{
+    Entry, KV_USAGE_WITH_ROOM_MAX, Load, LoadStanding, Room, STALE_AFTER, Scraped, Snapshot,
+    WAITING_WITH_ROOM_MAX,
+};

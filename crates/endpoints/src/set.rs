@@ -32,6 +32,8 @@ pub struct EndpointSet {
     /// Wakes those who wait for a first attempt or a refresh, at each publication.
     published: Notify,
     membership: watch::Sender<u64>,
+    /// Told when a booking is released, and at each publication: somebody may have room now.
+    freed: Arc<Notify>,
     /// When model lists were last asked for out of turn.
     models_wanted: watch::Sender<Option<Duration>>,
 }
@@ -101,6 +103,7 @@ impl EndpointSet {
             bookings: AtomicU64::new(0),
             published: Notify::new(),
             membership: watch::Sender::new(0),
+            freed: Arc::default(),
             models_wanted: watch::Sender::new(None),
         }
     }
@@ -117,12 +120,18 @@ impl EndpointSet {
         Booking::book(endpoint, prefill_tokens, sequence)
     }
 
+    /// Resolves when somebody may have room who had none at the last call: a booking was released, a page or a list
+    /// was read, the membership changed. For one waiter.
+    pub async fn room_may_have_come(&self) {
+        self.freed.notified().await;
+    }
+
     /// Makes the members those of `specs`. An endpoint whose host and port stay keeps its identity, ledger, health and
     /// what was read from it, its place in the order and its first name; new ones come after. An address given twice
     /// counts once.
     pub fn reconcile(&self, specs: &[EndpointSpec]) -> Changes {
         let mut writer = self.writer.lock();
-        let changes = writer.reconcile(specs);
+        let changes = writer.reconcile(specs, &self.freed);
         if !changes.is_empty() {
             writer.membership += 1;
             self.publish(&writer, None);
@@ -213,6 +222,7 @@ impl EndpointSet {
         };
         self.current.store(Arc::new(snapshot));
         self.published.notify_waiters();
+        self.freed.notify_one();
     }
 }
 
@@ -234,7 +244,7 @@ impl Changes {
 }
 
 impl Writer {
-    fn reconcile(&mut self, specs: &[EndpointSpec]) -> Changes {
+    fn reconcile(&mut self, specs: &[EndpointSpec], freed: &Arc<Notify>) -> Changes {
         let mut wanted: HashSet<_> = specs.iter().map(address).collect();
         let mut changes = Changes::default();
         let free_slots = &mut self.free_slots;
@@ -250,7 +260,7 @@ impl Writer {
         });
         for spec in specs.iter().filter(|spec| wanted.remove(&address(spec))) {
             let slot = self.take_slot();
-            let endpoint = Arc::new(Endpoint::new(slot, spec.clone()));
+            let endpoint = Arc::new(Endpoint::in_set(slot, spec.clone(), Arc::clone(freed)));
             changes.added.push(Arc::clone(&endpoint));
             self.members.push(Member::new(endpoint));
         }
@@ -276,6 +286,9 @@ impl Writer {
             Update::Scrape { runtime, scraped, .. } => {
                 if self.runtime.is_none_or(|in_force| in_force == runtime) {
                     member.scrape_concluded = true;
+                    if let Some(scraped) = scraped.as_ref().filter(|scraped| scraped.tells_room()) {
+                        member.entry.endpoint.had_room_at(scraped.in_flight_then);
+                    }
                     member.entry.scraped = scraped.or(member.entry.scraped.take());
                 }
                 false

@@ -11,6 +11,11 @@ use crate::models::{self, MODELS_FRESH, ModelList, ModelTable, ServedModel, Serv
 /// A scrape older than this no longer tells an endpoint's load.
 pub const STALE_AFTER: Duration = Duration::from_secs(3);
 
+/// With more requests waiting than this an endpoint has no room (annotations.md, section 2).
+pub const WAITING_WITH_ROOM_MAX: u32 = 5;
+/// With more of its KV cache in use than this (0 to 1) an endpoint has no room.
+pub const KV_USAGE_WITH_ROOM_MAX: f32 = 0.8;
+
 /// One good scrape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scraped {
@@ -91,6 +96,32 @@ pub enum LoadStanding {
     LeftOut,
 }
 
+/// How many endpoints can take more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Endpoints with room.
+    pub with_room: u32,
+    /// Endpoints that count: those not left out after failures, or all where there are no others.
+    pub counted: u32,
+    /// Of those counted, endpoints whose load is unknown: they are judged by what we sent them.
+    pub unknown: u32,
+}
+
+impl Room {
+    /// Whether no endpoint has room. A pool without endpoints is not saturated: it is empty.
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.with_room == 0 && self.counted > 0
+    }
+}
+
+impl Scraped {
+    /// Whether the page says, of itself, that the endpoint has room.
+    pub(crate) fn tells_room(&self) -> bool {
+        self.metrics.waiting <= WAITING_WITH_ROOM_MAX && self.metrics.kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX
+    }
+}
+
 impl Entry {
     /// The endpoint's load at `now`.
     ///
@@ -138,6 +169,29 @@ impl Snapshot {
         out.extend(both.map(|(page, entry)| page.load(&entry.endpoint, now, now_ns)));
     }
 
+    /// Writes into `out`, in entry order, which entries have room at `now`, over whatever it held.
+    ///
+    /// With `W`, `L`, `L0` as in [`Entry::load`] and a scrape at most [`STALE_AFTER`] old an endpoint has room when
+    /// `max(0, W + L - L0) <= 5` and its KV use is at most 0.8: what we added since the scrape is taken to wait, so
+    /// that a burst between two scrapes does not pile up in an engine. Without such a scrape it has room while `L` is
+    /// below [`Endpoint::in_flight_unknown_max`]. One left out after failures has none, unless all are.
+    pub fn read_room(&self, now: Duration, out: &mut Vec<bool>) -> Room {
+        out.clear();
+        let now_ns = nanos(now);
+        let is_out = |entry: &Entry| entry.endpoint.health.standing(now) == Standing::Out;
+        let all_out = self.entries.iter().all(is_out);
+        let mut room = Room { with_room: 0, counted: 0, unknown: 0 };
+        out.extend(self.pages.iter().zip(&self.entries).map(|(page, entry)| {
+            let counts = all_out || !is_out(entry);
+            let (has_room, known) = page.room(&entry.endpoint, now_ns);
+            room.counted += u32::from(counts);
+            room.unknown += u32::from(counts && !known);
+            room.with_room += u32::from(counts && has_room);
+            counts && has_room
+        }));
+        room
+    }
+
     /// Who serves `model`, by the endpoints' own lists as known at `now`.
     #[must_use]
     pub fn serving(&self, model: &str, now: Duration) -> Serving<'_> {
@@ -169,6 +223,17 @@ impl Page {
             ours_then: *in_flight_then,
             kv_usage_ratio: metrics.kv_usage_ratio,
         }
+    }
+
+    /// Whether the endpoint has room, and whether that is known from its metrics.
+    fn room(&self, endpoint: &Endpoint, now_ns: u64) -> (bool, bool) {
+        let ours = endpoint.ledger.requests();
+        if now_ns >= self.stale_at_ns {
+            return (ours < endpoint.in_flight_unknown_max(), false);
+        }
+        let waiting = self.waiting.saturating_add(ours).saturating_sub(self.ours_then);
+        let has_room = waiting <= WAITING_WITH_ROOM_MAX && self.kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX;
+        (has_room, true)
     }
 
     // Inlined, a load is written straight into the reader's buffer; by way of the stack it takes three times as long.

@@ -4,7 +4,7 @@ use pool::EndpointSpec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::endpoint::Slot;
+use crate::endpoint::{IN_FLIGHT_UNKNOWN_MIN, Slot};
 use crate::ledger::Booking;
 use crate::metrics::Lora;
 
@@ -173,4 +173,65 @@ fn membership_of_more_than_one_word_of_entries_is_exact() {
     let serving = snapshot.serving("m", Duration::from_secs(1));
     assert!((0..130).all(|at| serving.lists(at) == (at % 3 == 0)));
     assert!(!serving.lists(130) && !serving.lists(10_000));
+}
+
+fn room(entries: &[Entry], now: Duration) -> (Vec<bool>, Room) {
+    let mut out = Vec::new();
+    let room = Snapshot::new(entries.to_vec(), 1).read_room(now, &mut out);
+    (out, room)
+}
+
+#[test]
+fn room_is_at_most_five_waiting_and_four_fifths_of_the_cache() {
+    let full_cache = |kv_usage_ratio| {
+        let metrics = EngineMetrics { kv_usage_ratio, ..EngineMetrics::default() };
+        Entry {
+            scraped: Some(Arc::new(Scraped { at: Duration::ZERO, metrics, in_flight_then: 0 })),
+            ..entry()
+        }
+    };
+    let waiting = |waiting| scraped_entry(Duration::ZERO, waiting, 9, 0);
+    let entries = [waiting(5), waiting(6), full_cache(0.8), full_cache(0.81)];
+    let expected = Room { with_room: 2, counted: 4, unknown: 0 };
+    assert_eq!(room(&entries, STALE_AFTER), (vec![true, false, true, false], expected));
+}
+
+#[test]
+fn what_was_booked_since_a_scrape_counts_as_waiting_and_what_ended_makes_room() {
+    let idle = scraped_entry(Duration::ZERO, 0, 3, 3);
+    let mut bookings = book(&idle, 3 + 5);
+    assert_eq!(room(std::slice::from_ref(&idle), Duration::ZERO).0, [true]);
+    bookings.extend(book(&idle, 1));
+    assert!(
+        room(std::slice::from_ref(&idle), Duration::ZERO).1.is_saturated(),
+        "no more before the next scrape"
+    );
+    bookings.truncate(8);
+    assert_eq!(room(&[idle], Duration::ZERO).0, [true]);
+}
+
+#[test]
+fn an_endpoint_whose_load_is_unknown_is_judged_by_what_we_sent_it() {
+    let stale = entry();
+    let mut bookings = book(&stale, IN_FLIGHT_UNKNOWN_MIN - 1);
+    assert_eq!(room(std::slice::from_ref(&stale), Duration::ZERO).0, [true]);
+    bookings.extend(book(&stale, 1));
+    let (_, full) = room(std::slice::from_ref(&stale), Duration::ZERO);
+    assert_eq!((full.is_saturated(), full.unknown), (true, 1));
+    stale.endpoint.had_room_at(40);
+    assert!(!room(std::slice::from_ref(&stale), Duration::ZERO).1.is_saturated(), "it had room with 40");
+    bookings.extend(book(&stale, 24));
+    assert!(room(&[stale], Duration::ZERO).1.is_saturated());
+}
+
+#[test]
+fn who_is_left_out_has_no_room_unless_all_are() {
+    let (out, well) = (scraped_entry(Duration::ZERO, 0, 0, 0), scraped_entry(Duration::ZERO, 9, 0, 0));
+    for _ in 0..crate::FAILURES_MAX {
+        out.endpoint.health.failed(Duration::ZERO);
+    }
+    let expected = Room { with_room: 0, counted: 1, unknown: 0 };
+    assert_eq!(room(&[out.clone(), well], Duration::ZERO), (vec![false, false], expected));
+    assert_eq!(room(&[out], Duration::ZERO).0, [true]);
+    assert!(!room(&[], Duration::ZERO).1.is_saturated(), "nobody is there: that is not saturation");
 }
