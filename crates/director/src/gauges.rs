@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use endpoints::{Load, LoadStanding, Snapshot};
+use endpoints::{Load, LoadStanding, Room, Snapshot};
 use telemetry::{Collector, DescriptorEncoder, FamilyWriter, definitions as def};
 
 use crate::director::Director;
@@ -44,7 +44,8 @@ impl Collector for Gauges {
         let now = director.clock().now();
         let mut loads = Vec::with_capacity(snapshot.entries.len());
         snapshot.read_loads(now, &mut loads);
-        pool_gauges(&mut page, &pool, &snapshot, &loads)?;
+        let room = snapshot.read_room(now, &mut Vec::with_capacity(loads.len()));
+        pool_gauges(&mut page, &pool, &snapshot, &loads, room)?;
         endpoint_gauges(&mut page, &snapshot, &loads)?;
         scrape_gauges(&mut page, &snapshot, now)
     }
@@ -55,6 +56,7 @@ fn pool_gauges(
     pool: &Arc<ServedPool>,
     snapshot: &Snapshot,
     loads: &[Load],
+    room: Room,
 ) -> fmt::Result {
     let name = pool.id().name.as_str();
     let fresh: Vec<_> = loads.iter().filter(|load| load.standing == LoadStanding::Fresh).collect();
@@ -63,10 +65,12 @@ fn pool_gauges(
         let of = count(fresh.len());
         let kv: f64 = fresh.iter().map(|load| f64::from(load.kv_usage_ratio)).sum();
         let waiting: f64 = fresh.iter().map(|load| f64::from(load.waiting)).sum();
-        let full = fresh.iter().filter(|load| !has_room(load)).count();
         page.family(&def::POOL_KV_CACHE, [([name], kv / of)])?;
         page.family(&def::POOL_QUEUE_SIZE, [([name], waiting / of)])?;
-        page.family(&def::FLOW_SATURATION, [([name], count(full) / of)])?;
+    }
+    if room.counted > 0 {
+        let full = room.counted - room.with_room;
+        page.family(&def::FLOW_SATURATION, [([name], f64::from(full) / f64::from(room.counted))])?;
     }
     let queues = snapshot.entries.iter().zip(loads).filter(|(_, load)| load.standing == LoadStanding::Fresh);
     page.family(
@@ -129,10 +133,6 @@ pub(crate) fn standing_word(standing: LoadStanding) -> &'static str {
         LoadStanding::Unknown => "unknown",
         LoadStanding::LeftOut => "left_out",
     }
-}
-
-fn has_room(load: &Load) -> bool {
-    load.waiting <= WAITING_WITH_ROOM_MAX && load.kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]

@@ -29,6 +29,14 @@ pub enum Reason {
     TooManyRequests,
     /// The bodies of requests fill the memory they may have in all.
     TooManyBytes,
+    /// Every endpoint is saturated, and the request has a negative priority.
+    Shed,
+    /// The request does not fit among those that wait, or had to make room for others.
+    QueueFull,
+    /// The request waited as long as it may.
+    QueueTimeout,
+    /// The pool was taken away while the request waited.
+    PoolGone,
     /// The pool has no endpoint, or none that may take the request.
     NoEndpoint,
     /// Every endpoint that was tried failed before its first byte.
@@ -47,7 +55,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the reference and for labels.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 21] = [
         Reason::Served,
         Reason::RejectedByServer,
         Reason::FailedByServer,
@@ -58,6 +66,10 @@ impl Reason {
         Reason::ClientTooSlow,
         Reason::TooManyRequests,
         Reason::TooManyBytes,
+        Reason::Shed,
+        Reason::QueueFull,
+        Reason::QueueTimeout,
+        Reason::PoolGone,
         Reason::NoEndpoint,
         Reason::UpstreamUnreachable,
         Reason::UpstreamTimeout,
@@ -91,6 +103,10 @@ impl Reason {
             Reason::ClientTooSlow => "client_too_slow",
             Reason::TooManyRequests => "too_many_requests",
             Reason::TooManyBytes => "too_many_bytes",
+            Reason::Shed => "shed",
+            Reason::QueueFull => "queue_full",
+            Reason::QueueTimeout => "queue_timeout",
+            Reason::PoolGone => "pool_gone",
             Reason::NoEndpoint => "no_endpoint",
             Reason::UpstreamUnreachable => "upstream_unreachable",
             Reason::UpstreamTimeout => "upstream_timeout",
@@ -112,8 +128,12 @@ impl Reason {
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reason::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Reason::TooManyRequests | Reason::TooManyBytes => StatusCode::TOO_MANY_REQUESTS,
-            Reason::NoEndpoint | Reason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::TooManyRequests
+            | Reason::TooManyBytes
+            | Reason::Shed
+            | Reason::QueueFull
+            | Reason::QueueTimeout => StatusCode::TOO_MANY_REQUESTS,
+            Reason::NoEndpoint | Reason::PoolGone | Reason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Reason::UpstreamUnreachable | Reason::UpstreamBroken | Reason::FailedByServer => {
                 StatusCode::BAD_GATEWAY
             }
@@ -134,9 +154,14 @@ impl Reason {
     #[must_use]
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
-            Reason::NoEndpoint | Reason::ShuttingDown | Reason::TooManyRequests | Reason::TooManyBytes => {
-                Some(Duration::from_secs(1))
-            }
+            Reason::NoEndpoint
+            | Reason::PoolGone
+            | Reason::ShuttingDown
+            | Reason::TooManyRequests
+            | Reason::TooManyBytes
+            | Reason::Shed
+            | Reason::QueueFull
+            | Reason::QueueTimeout => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -150,8 +175,12 @@ impl Reason {
             | Reason::HeadersTooLarge
             | Reason::ClientTooSlow
             | Reason::RejectedByServer => "invalid_request_error",
-            Reason::TooManyRequests | Reason::TooManyBytes => "rate_limit_error",
-            Reason::NoEndpoint | Reason::ShuttingDown => "service_unavailable_error",
+            Reason::TooManyRequests
+            | Reason::TooManyBytes
+            | Reason::Shed
+            | Reason::QueueFull
+            | Reason::QueueTimeout => "rate_limit_error",
+            Reason::NoEndpoint | Reason::PoolGone | Reason::ShuttingDown => "service_unavailable_error",
             Reason::UpstreamUnreachable
             | Reason::UpstreamTimeout
             | Reason::UpstreamBroken
@@ -183,13 +212,21 @@ pub struct Refusal {
     pub reason: Reason,
     /// Why, for people: what is wrong, where, and what to do.
     pub message: String,
+    /// When to ask again, where that is known better than by the reason.
+    pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
     /// A refusal for `reason` with `message` for people.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Refusal {
-        Refusal { reason, message: message.into() }
+        Refusal { reason, message: message.into(), retry_after: None }
+    }
+
+    /// The same, with a time after which asking again can help.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Refusal {
+        Refusal { retry_after: Some(wait), ..self }
     }
 
     /// A body beyond the limit.
@@ -216,7 +253,9 @@ impl Refusal {
     /// The value of `Retry-After` in whole seconds, where one belongs.
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
-        self.reason.retry_after().map(|wait| wait.as_secs().max(1))
+        let usual = self.reason.retry_after()?;
+        let wait = self.retry_after.unwrap_or(usual);
+        Some(wait.as_secs_f64().ceil().max(1.0) as u64)
     }
 }
 

@@ -16,6 +16,9 @@ use crate::reason::{Reason, Refusal};
 use crate::rename::Rename;
 use crate::served_pool::{InForce, Pick, Question, RETRY, ServedPool};
 
+/// A decision that does not wait for an endpoint may yet ask endpoints for their models.
+const PATIENCE_MIN: Duration = Duration::from_secs(3);
+
 /// What a door knows when a request's head has come.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
@@ -54,7 +57,8 @@ pub struct Intake {
     model_rewrite: Option<String>,
     /// Time of ours so far, without waiting for the client.
     inside: Duration,
-    ending: Ending,
+    /// Taken when the request is sent on, or refused.
+    ending: Option<Ending>,
 }
 
 /// Why an attempt failed before its first byte.
@@ -142,13 +146,20 @@ impl Intake {
             subset: None,
             model_rewrite: head.control.model_rewrite.map(str::to_owned),
             inside: Duration::ZERO,
-            ending,
+            ending: Some(ending),
         }
     }
 
     /// Picks among these alone: `host:port` each, or a host for all its ports. Nobody, where none is in the pool.
     pub fn restrict(&mut self, subset: Vec<String>) {
         self.subset = Some(subset);
+    }
+
+    /// The longest that [`Self::route`] may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let queueing = &self.in_force.policy.queueing;
+        PATIENCE_MIN + if queueing.enabled { queueing.ttl } else { Duration::ZERO }
     }
 
     /// Whether the decision can be made without (more of) the body.
@@ -162,8 +173,10 @@ impl Intake {
     /// # Errors
     /// When the body is larger than the limit, or is not what its path promises.
     pub fn push(&mut self, chunk: &[u8]) -> Result<Progress, Refusal> {
-        self.ending.request_bytes(chunk.len());
-        if self.ending.request_bytes_so_far() > self.director.limits().body_bytes_max {
+        if let Some(ending) = &mut self.ending {
+            ending.request_bytes(chunk.len());
+        }
+        if self.bytes() > self.director.limits().body_bytes_max {
             let refusal = self.director.body_too_large();
             return Err(self.refuse(refusal));
         }
@@ -191,25 +204,27 @@ impl Intake {
         }
     }
 
-    /// Picks an endpoint and books the work on it.
+    /// Picks an endpoint and books the work on it; waits for one where that is the policy. Whoever drops the future, or
+    /// refuses afterwards, ends the request.
     ///
     /// # Errors
-    /// When no endpoint serves the model, the pool has none, or too many requests are in flight.
-    pub async fn route(mut self) -> Result<Exchange, Refusal> {
+    /// When no endpoint serves the model, the pool has none, or too many requests are in flight or wait.
+    pub async fn route(&mut self) -> Result<Exchange, Refusal> {
+        let routed = self.route_or_refuse().await;
+        routed.map_err(|refusal| self.refuse(refusal))
+    }
+
+    async fn route_or_refuse(&mut self) -> Result<Exchange, Refusal> {
         let asked = self.scan.take().map(BodyScan::into_asked).unwrap_or_default();
         let rename = self.rename(&asked);
         let model = rename.as_ref().map(Rename::target).or(asked.model.as_deref());
-        if let Some(model) = model
-            && let Err(refusal) =
-                self.pool.check_model(&self.in_force, model, self.director.clock().now()).await
-        {
-            return Err(self.refuse(refusal));
+        if let Some(model) = model {
+            self.pool.check_model(&self.in_force, model, self.director.clock().now()).await?;
         }
-        self.ending.name_model(asked.model.as_deref(), model);
-        let place = match Place::take(&self.director) {
-            Ok(place) => place,
-            Err(refusal) => return Err(self.refuse(refusal)),
-        };
+        if let Some(ending) = &mut self.ending {
+            ending.name_model(asked.model.as_deref(), model);
+        }
+        let place = Place::take(&self.director)?;
         let begun = Instant::now();
         let blocks = self.blocks(&asked.prompt, model);
         let question = Question {
@@ -219,26 +234,23 @@ impl Intake {
             subset: self.subset.as_deref(),
         };
         let deciding = Instant::now();
-        let now = self.director.clock().now();
-        let pick = match self.pool.pick(&question, &self.in_force, now) {
-            Ok(pick) => pick,
-            Err(refusal) => return Err(self.refuse(refusal)),
-        };
+        let pick = self.pool.pick(&question, &self.in_force, self.director.clock().now())?;
         let done = Instant::now();
         self.director.metrics().scheduler_duration.observe((done - deciding).as_secs_f64());
         self.director.metrics().inside_duration.observe((self.inside + (done - begun)).as_secs_f64());
-        self.ending.sent_on();
+        let mut ending = self.ending.take().unwrap_or_else(|| Ending::new(Arc::clone(&self.director)));
+        ending.sent_on();
         let exchange = Exchange {
-            director: self.director,
-            pool: self.pool,
-            in_force: self.in_force,
+            director: Arc::clone(&self.director),
+            pool: Arc::clone(&self.pool),
+            in_force: Arc::clone(&self.in_force),
             pick,
             blocks,
             streamed: asked.stream,
             rename,
             answered: false,
             _place: place,
-            ending: self.ending,
+            ending,
         };
         exchange.tell_pick();
         Ok(exchange)
@@ -247,11 +259,13 @@ impl Intake {
     /// Ends the request with a refusal that the door made itself.
     #[must_use]
     pub fn refuse(&mut self, refusal: Refusal) -> Refusal {
-        if refusal.reason == Reason::UnknownModel {
-            // Names that no endpoint knows would fill the label set.
-            self.ending.name_model(Some("other"), None);
+        if let Some(mut ending) = self.ending.take() {
+            if refusal.reason == Reason::UnknownModel {
+                // Names that no endpoint knows would fill the label set.
+                ending.name_model(Some("other"), None);
+            }
+            ending.end(refusal.reason);
         }
-        self.ending.end(refusal.reason);
         refusal
     }
 
@@ -281,9 +295,14 @@ impl Intake {
         (target != model).then(|| Rename::new(model, target, span))
     }
 
+    /// Bytes of the body so far.
+    fn bytes(&self) -> u64 {
+        self.ending.as_ref().map_or(0, Ending::request_bytes_so_far)
+    }
+
     /// The prompt's length, as well as it is known before the body's end.
     fn prompt_tokens(&self) -> u32 {
-        let bytes = self.announced_bytes.unwrap_or_else(|| self.ending.request_bytes_so_far());
+        let bytes = self.announced_bytes.unwrap_or_else(|| self.bytes());
         u32::try_from(bytes / routing::BYTES_PER_TOKEN).unwrap_or(u32::MAX)
     }
 }

@@ -3,6 +3,8 @@
 //! Protobuf lets fields stand in any order. Here those that hold a body come last on every level, so that an answer is
 //! what we wrote and then, uncopied, the body.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::message::BodyMode;
@@ -144,6 +146,21 @@ pub fn immediate(immediate: &Immediate<'_>) -> Segments {
     let mut segments = one(writer);
     segments.push(immediate.body.clone());
     segments
+}
+
+/// Asks for more time to answer the message that came last. Envoy heeds it once for each, up to its
+/// `max_message_timeout`.
+#[must_use]
+pub fn more_time(time: Duration) -> Segments {
+    const OVERRIDE_MESSAGE_TIMEOUT: u32 = 10;
+    const SECONDS: u32 = 1;
+    const NANOS: u32 = 2;
+    let mut writer = Writer::with_capacity(16);
+    writer.message(OVERRIDE_MESSAGE_TIMEOUT, |writer| {
+        writer.varint(SECONDS, time.as_secs());
+        writer.varint(NANOS, time.subsec_nanos().into());
+    });
+    one(writer)
 }
 
 /// A `Struct` of one namespace that holds strings: what `dynamic_metadata` is.

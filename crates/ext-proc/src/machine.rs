@@ -1,6 +1,7 @@
 //! One stream of Envoy's, as a machine: messages go in, events for whoever decides and answers for Envoy come out.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -29,6 +30,8 @@ pub struct Machine {
     request_changes: Changes,
     response_changes: Changes,
     last_words: Option<Segments>,
+    /// A word that answers nothing and goes first.
+    aside: Option<Segments>,
     content_length: Option<u64>,
     /// Whether the end of the answer's body will be seen here.
     answer_shown: bool,
@@ -215,6 +218,15 @@ impl Machine {
         self.request.settle();
     }
 
+    /// The decision takes longer than Envoy may be configured to wait: up to `time` from now. Without effect where no
+    /// decision is awaited, or Envoy waits for as long as it takes.
+    pub fn ask_for_time(&mut self, time: Duration) {
+        let awaited = self.speech == Speech::Speaking && self.life.is_undecided();
+        if awaited && self.request.is_timed() {
+            self.aside = Some(answer::more_time(time));
+        }
+    }
+
     /// The request is answered by `reply` in place of a model server; everything else is over. Without effect where
     /// Envoy is not spoken to.
     pub fn refused(&mut self, reply: &Immediate<'_>) {
@@ -257,6 +269,9 @@ impl Machine {
     pub fn next_answer(&mut self) -> Option<Segments> {
         if self.speech != Speech::Speaking {
             return self.last_words.take();
+        }
+        if let Some(aside) = self.aside.take() {
+            return Some(aside);
         }
         if let Some(owed) = self.request.owed(!self.life.is_undecided()) {
             return Some(spoken(Direction::Request, owed, &mut self.request_changes));
@@ -437,6 +452,7 @@ impl Machine {
     fn fall_silent(&mut self) {
         self.speech = Speech::Over;
         self.last_words = None;
+        self.aside = None;
         self.request.let_go();
         self.response.let_go();
     }

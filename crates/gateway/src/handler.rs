@@ -2,10 +2,11 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use director::{Director, Exchange, Failure, Head, Progress, Reason, Refusal};
+use director::{Director, Exchange, Failure, Head, Intake, Progress, Reason, Refusal};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use http_body::Frame;
@@ -167,7 +168,7 @@ impl Gateway {
                 }
             }
         }
-        let mut exchange = intake.route().await?;
+        let mut exchange = route(&mut intake, upload).await?;
         headers::to_upstream(&mut parts.headers, &parts.uri, client, request_id);
         if let Some(rename) = exchange.rename() {
             let length = upload.replace(rename.span(), rename.replacement());
@@ -277,6 +278,24 @@ impl Gateway {
         parts.extensions = http::Extensions::default();
         Response::from_parts(parts, Content::Passed(Box::new(passed)))
     }
+}
+
+/// Has the request routed. While it waits the rest of its body is read: only behind that a client that hangs up is
+/// noticed.
+async fn route(intake: &mut Intake, upload: &mut Upload) -> Result<Exchange, Refusal> {
+    let refusal = {
+        let mut routing = pin!(intake.route());
+        loop {
+            tokio::select! {
+                biased;
+                routed = &mut routing => return routed,
+                read = upload.read(), if !upload.is_at_end() => if let Some(Err(refusal)) = read {
+                    break refusal;
+                }
+            }
+        }
+    };
+    Err(intake.refuse(refusal))
 }
 
 fn refuse(refusal: &Refusal) -> Response<Content> {

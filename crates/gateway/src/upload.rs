@@ -14,7 +14,6 @@ use bytes::Bytes;
 use director::{Director, HeldBytes, Reason, Refusal};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use telemetry::Limit;
@@ -126,11 +125,10 @@ impl Upload {
     ///
     /// # Errors
     /// When the client's body breaks off or rests for too long, or there is no memory to hold it.
+    /// Nothing is lost where the future is dropped.
     pub(crate) async fn read(&mut self) -> Option<Result<Bytes, Refusal>> {
         loop {
-            // Taken out while it is awaited: no lock across an await.
-            let mut rest = self.shared.lock().rest.take()?;
-            let frame = timeout(self.stall, rest.frame()).await;
+            let frame = timeout(self.stall, poll_fn(|context| self.shared.lock().poll_frame(context))).await;
             let mut shared = self.shared.lock();
             match frame {
                 Err(_) => return Some(Err(shared.stalled())),
@@ -139,19 +137,16 @@ impl Upload {
                     return None;
                 }
                 Ok(Some(Err(error))) => return Some(Err(shared.fail(broken(&error)))),
-                Ok(Some(Ok(frame))) => {
-                    shared.rest = (!rest.is_end_stream()).then_some(rest);
-                    match frame.into_data() {
-                        Ok(data) => {
-                            shared.count(data.len());
-                            if let Err(refusal) = shared.keep(data.clone()) {
-                                return Some(Err(shared.fail(refusal)));
-                            }
-                            return Some(Ok(data));
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        shared.count(data.len());
+                        if let Err(refusal) = shared.keep(data.clone()) {
+                            return Some(Err(shared.fail(refusal)));
                         }
-                        Err(frame) => shared.trailers = frame.into_trailers().ok(),
+                        return Some(Ok(data));
                     }
-                }
+                    Err(frame) => shared.trailers = frame.into_trailers().ok(),
+                },
             }
         }
     }
@@ -174,6 +169,11 @@ impl Upload {
             }
         };
         let _ = timeout(DRAIN_MAX, reading).await;
+    }
+
+    /// Whether nothing more comes from the client.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.shared.lock().rest.is_none()
     }
 
     /// Whether nothing of the body is left unread.
@@ -340,6 +340,16 @@ impl Shared {
             self.bytes
         );
         self.fail(Refusal::new(Reason::ClientTooSlow, message))
+    }
+
+    /// What the client sends next, as it comes.
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let frame = std::task::ready!(Pin::new(&mut *rest).poll_frame(context));
+        if rest.is_end_stream() {
+            self.rest = None;
+        }
+        Poll::Ready(frame)
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenUpload>>> {

@@ -15,9 +15,12 @@ use crate::process::NUMBER;
 /// The method's path.
 pub(crate) const PATH: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
 
+/// The name of the log that is ours, where Envoy keeps several (ext-proc.md).
+const LOG_NAME: &[u8] = b"pointsman";
+
 /// What an entry says of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Entry {
+pub(crate) struct Entry {
     /// Our number for it, from the metadata that we gave.
     number: Option<u64>,
     /// Who served it.
@@ -28,43 +31,51 @@ struct Entry {
     answer_bytes: u64,
 }
 
-/// Reads a log to its end. While it is open, requests wait for their entries.
+/// Reads a log to its end. While it is open, requests wait for their entries. One of another name is read and says
+/// nothing.
 pub(crate) async fn serve(parked: &Parked, mut call: Call) {
-    let _open = parked.open_log();
+    let mut open = None;
     let status = loop {
-        match call.next().await {
-            Ok(Some(message)) => {
-                let read = for_each_entry(&message, |entry| {
-                    let exchange = entry.number.and_then(|number| parked.take(number));
-                    if let Some(exchange) = exchange {
-                        end(*exchange, &entry);
-                    }
-                });
-                if let Err(malformed) = read {
-                    break Status::new(Code::InvalidArgument, malformed.to_string());
-                }
-            }
+        let message = match call.next().await {
+            Ok(Some(message)) => message,
             Ok(None) => break Status::ok(),
             Err(Broken::Http2(_)) => return,
             Err(broken) => break Status::new(Code::InvalidArgument, broken.to_string()),
+        };
+        let read = is_of_our_log(&message).and_then(|ours| {
+            // The first message says whose log it is.
+            if open.is_none() && ours {
+                open = Some(parked.open_log());
+            }
+            if open.is_none() {
+                return Ok(());
+            }
+            for_each_entry(&message, |entry| {
+                if let Some(number) = entry.number {
+                    parked.tell(number, entry);
+                }
+            })
+        });
+        if let Err(malformed) = read {
+            break Status::new(Code::InvalidArgument, malformed.to_string());
         }
     };
+    drop(open);
     call.finish(&status);
 }
 
-fn end(mut exchange: Exchange, entry: &Entry) {
-    if let Some(served) = &entry.served {
-        exchange.served_by(served);
-    }
-    let reason = match StatusCode::from_u16(entry.status) {
-        Ok(status) => {
-            exchange.answer(status, None);
-            exchange.answer_length(entry.answer_bytes);
-            Reason::of_answer(status)
-        }
-        Err(_) => Reason::ClientGone,
-    };
-    exchange.end(reason);
+/// Whether a message names our log.
+fn is_of_our_log(message: &Bytes) -> Result<bool, Malformed> {
+    const IDENTIFIER: u32 = 1;
+    const NAME: u32 = 2;
+    let mut ours = false;
+    each(message, IDENTIFIER, |identifier| {
+        each(identifier, NAME, |name| {
+            ours = name == LOG_NAME;
+            Ok(())
+        })
+    })?;
+    Ok(ours)
 }
 
 fn for_each_entry(message: &Bytes, mut take: impl FnMut(Entry)) -> Result<(), Malformed> {
@@ -79,6 +90,22 @@ fn for_each_entry(message: &Bytes, mut take: impl FnMut(Entry)) -> Result<(), Ma
 }
 
 impl Entry {
+    /// Ends the request that this is about.
+    pub(crate) fn end(&self, mut exchange: Exchange) {
+        if let Some(served) = &self.served {
+            exchange.served_by(served);
+        }
+        let reason = match StatusCode::from_u16(self.status) {
+            Ok(status) => {
+                exchange.answer(status, None);
+                exchange.answer_length(self.answer_bytes);
+                Reason::of_answer(status)
+            }
+            Err(_) => Reason::ClientGone,
+        };
+        exchange.end(reason);
+    }
+
     fn read(message: &Bytes, entry: &[u8]) -> Result<Entry, Malformed> {
         const COMMON_PROPERTIES: u32 = 1;
         const METADATA: u32 = 17;

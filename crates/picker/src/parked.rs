@@ -1,5 +1,8 @@
 //! Requests whose stream ended right after the pick, booked until the access log tells how they went.
+//!
+//! Streams and the log come over connections of their own: an entry may be here before its stream's end.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -7,18 +10,31 @@ use director::{Clock, Exchange};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use crate::access_log::Entry;
+
 /// A request of which no entry came for so long had none: the longest that a generation may take, twice.
 const AGE_MAX: Duration = Duration::from_secs(2 * 3600);
+/// Entries that are kept for streams which have not ended; of more the oldest go.
+const EARLY_MAX: usize = 1024;
 /// How many are parked between two looks for old ones.
 const LOOK_EVERY: u64 = 4096;
 
 /// Who waits for an entry.
 pub(crate) struct Parked {
     clock: Clock,
+    /// The first number of this process. Random: Envoy may give us the entries of another picker's requests.
+    first: u64,
     next: AtomicU64,
     /// Access log streams that are open: without one nobody waits.
     logs: AtomicUsize,
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: HashMap<u64, Waiting>,
+    /// Entries of ours for which nobody waits yet, the oldest first; most of them never will be.
+    early: VecDeque<(u64, Entry)>,
 }
 
 struct Waiting {
@@ -31,31 +47,59 @@ pub(crate) struct OpenLog<'a>(&'a Parked);
 
 impl Parked {
     pub(crate) fn new(clock: Clock) -> Parked {
-        Parked { clock, next: AtomicU64::new(1), logs: AtomicUsize::new(0), waiting: Mutex::default() }
+        let first = director::random_seed();
+        Parked {
+            clock,
+            first,
+            next: AtomicU64::new(first),
+            logs: AtomicUsize::new(0),
+            state: Mutex::default(),
+        }
     }
 
-    /// A number that no other request of this process has.
+    /// A number that no other request has.
     pub(crate) fn next_number(&self) -> u64 {
         self.next.fetch_add(1, Relaxed)
     }
 
-    /// Keeps `exchange` booked until its entry comes; gives it back where no log is open.
+    /// Keeps `exchange` booked until its entry comes; ends it with an entry that is here already, and gives it back
+    /// where no log is open.
     pub(crate) fn park(&self, number: u64, exchange: Box<Exchange>) -> Option<Box<Exchange>> {
-        let mut waiting = self.waiting.lock();
+        let mut state = self.state.lock();
         if self.logs.load(Relaxed) == 0 {
             return Some(exchange);
         }
+        if let Some(at) = state.early.iter().position(|(early, _)| *early == number) {
+            let entry = state.early.remove(at);
+            drop(state);
+            if let Some((_, entry)) = entry {
+                entry.end(*exchange);
+            }
+            return None;
+        }
         let since = self.clock.now();
-        waiting.insert(number, Waiting { exchange, since });
+        state.waiting.insert(number, Waiting { exchange, since });
         if number.is_multiple_of(LOOK_EVERY) {
-            waiting.retain(|_, waiting| since.saturating_sub(waiting.since) < AGE_MAX);
+            state.waiting.retain(|_, waiting| since.saturating_sub(waiting.since) < AGE_MAX);
         }
         None
     }
 
-    /// The request whose entry came.
-    pub(crate) fn take(&self, number: u64) -> Option<Box<Exchange>> {
-        self.waiting.lock().remove(&number).map(|waiting| waiting.exchange)
+    /// An entry came: ends its request, or keeps it for the request whose stream has not ended.
+    pub(crate) fn tell(&self, number: u64, entry: Entry) {
+        let issued = self.next.load(Relaxed).wrapping_sub(self.first);
+        if number.wrapping_sub(self.first) >= issued {
+            return;
+        }
+        let mut state = self.state.lock();
+        if let Some(waiting) = state.waiting.remove(&number) {
+            drop(state);
+            return entry.end(*waiting.exchange);
+        }
+        if state.early.len() == EARLY_MAX {
+            state.early.pop_front();
+        }
+        state.early.push_back((number, entry));
     }
 
     /// A log is open from now on.
@@ -68,10 +112,10 @@ impl Parked {
 impl Drop for OpenLog<'_> {
     fn drop(&mut self) {
         // Under the lock: whoever parks now either sees the log closed, or is found here.
-        let mut waiting = self.0.waiting.lock();
+        let mut state = self.0.state.lock();
         if self.0.logs.fetch_sub(1, Relaxed) == 1 {
-            let left = std::mem::take(&mut *waiting);
-            drop(waiting);
+            let left = std::mem::take(&mut *state);
+            drop(state);
             // Nobody will tell how they went: they end here.
             drop(left);
         }

@@ -1,5 +1,9 @@
 //! One ext_proc stream: the request that Envoy shows us, from its head to its end.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
 use bytes::Bytes;
 use director::{
     AnswerRename, Control, Exchange, Failure, Head, HeldBytes, Intake, Progress, Reason, Refusal,
@@ -87,45 +91,62 @@ impl From<Broken> for End {
 impl Stream<'_> {
     async fn run(&mut self, call: &mut Call) -> Result<(), End> {
         while let Some(message) = call.next().await? {
-            let event = self.machine.receive(&message).map_err(|broken| End::Protocol(broken.to_string()))?;
+            let event = self.receive(&message)?;
             drop(message);
-            if let Err(refusal) = self.take(event).await {
-                self.phase = Phase::Ended;
-                refuse(&mut self.machine, &refusal);
-            } else if let Err(refusal) = self.held.hold(self.machine.held_bytes()) {
-                self.refuse(refusal);
+            match self.take(event) {
+                Err(refusal) => {
+                    self.phase = Phase::Ended;
+                    refuse(&mut self.machine, &refusal);
+                }
+                Ok(None) => {
+                    if let Err(refusal) = self.hold() {
+                        self.refuse(refusal);
+                    }
+                }
+                Ok(Some(intake)) => self.route(call, *intake).await?,
             }
-            while let Some(answer) = self.machine.next_answer() {
-                call.send(answer).await?;
-            }
+            self.send_answers(call).await?;
         }
         Ok(())
     }
 
+    fn receive(&mut self, message: &Bytes) -> Result<Event, End> {
+        self.machine.receive(message).map_err(|broken| End::Protocol(broken.to_string()))
+    }
+
+    /// Accounts for the memory that the machine holds now.
+    fn hold(&mut self) -> Result<(), Refusal> {
+        self.held.hold(self.machine.held_bytes())
+    }
+
+    async fn send_answers(&mut self, call: &mut Call) -> Result<(), End> {
+        while let Some(answer) = self.machine.next_answer() {
+            call.send(answer).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the request whose decision is due, if it is.
+    ///
     /// # Errors
     /// The refusal, when the request is not to go on; it is counted.
-    async fn take(&mut self, event: Event) -> Result<(), Refusal> {
+    fn take(&mut self, event: Event) -> Result<Option<Box<Intake>>, Refusal> {
         match event {
-            Event::Nothing => Ok(()),
-            Event::Request { head, rest } => self.begin(&head, rest).await,
+            Event::Nothing => {}
+            Event::Request { head, rest } => return self.begin(&head, rest),
             Event::RequestBody { bytes, rest } => {
                 if let Phase::Intake(intake) = &mut self.phase {
                     intake.push(&bytes)?;
                 }
-                self.decide(rest).await
+                return self.due(rest);
             }
-            Event::Answer { head, last } => {
-                self.answer(&head, last);
-                Ok(())
-            }
-            Event::AnswerBody { bytes, last } => {
-                self.answer_body(&bytes, last);
-                Ok(())
-            }
+            Event::Answer { head, last } => self.answer(&head, last),
+            Event::AnswerBody { bytes, last } => self.answer_body(&bytes, last),
         }
+        Ok(None)
     }
 
-    async fn begin(&mut self, head: &ext_proc::Head, rest: Rest) -> Result<(), Refusal> {
+    fn begin(&mut self, head: &ext_proc::Head, rest: Rest) -> Result<Option<Box<Intake>>, Refusal> {
         let path = head.path.split('?').next().unwrap_or_default();
         let readable = head.readable && rest != Rest::Unseen && &*head.method == "POST";
         let content_length = head.content_length;
@@ -145,21 +166,60 @@ impl Stream<'_> {
             intake.restrict(wanted.split(',').map(|endpoint| endpoint.trim().to_owned()).collect());
         }
         self.phase = Phase::Intake(Box::new(intake));
-        self.decide(rest).await
+        self.due(rest)
     }
 
-    /// Decides, if that can be done now; must be done where no more of the body is shown.
-    async fn decide(&mut self, rest: Rest) -> Result<(), Refusal> {
-        let Phase::Intake(intake) = &mut self.phase else { return Ok(()) };
+    /// The request, if its decision can be made now; it must be where no more of the body is shown.
+    fn due(&mut self, rest: Rest) -> Result<Option<Box<Intake>>, Refusal> {
+        let Phase::Intake(intake) = &mut self.phase else { return Ok(None) };
         if intake.progress() == Progress::More {
             match rest {
-                Rest::Comes => return Ok(()),
+                Rest::Comes => return Ok(None),
                 Rest::Over => intake.end_of_body()?,
                 Rest::Unseen => {}
             }
         }
-        let Phase::Intake(intake) = std::mem::replace(&mut self.phase, Phase::Ended) else { return Ok(()) };
-        let exchange = intake.route().await?;
+        match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::Intake(intake) => Ok(Some(intake)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Decides. Where that takes its time, what Envoy sends meanwhile is taken in: a client that is gone is noticed.
+    async fn route(&mut self, call: &mut Call, mut intake: Intake) -> Result<(), End> {
+        let patience = intake.patience();
+        let routed = {
+            let mut routing = pin!(intake.route());
+            match poll_fn(|context| Poll::Ready(routing.as_mut().poll(context))).await {
+                Poll::Ready(routed) => Ok(routed),
+                Poll::Pending => {
+                    self.machine.ask_for_time(patience);
+                    self.send_answers(call).await?;
+                    loop {
+                        tokio::select! {
+                            biased;
+                            routed = &mut routing => break Ok(routed),
+                            message = call.next() => {
+                                let Some(message) = message? else { return Err(End::Gone) };
+                                self.receive(&message)?;
+                                if let Err(refusal) = self.hold() {
+                                    break Err(refusal);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        match routed {
+            Ok(Ok(exchange)) => self.sent(exchange),
+            Ok(Err(refusal)) => refuse(&mut self.machine, &refusal),
+            Err(refusal) => refuse(&mut self.machine, &intake.refuse(refusal)),
+        }
+        Ok(())
+    }
+
+    fn sent(&mut self, exchange: Exchange) {
         self.number = self.picker.parked().next_number();
         let destinations = destinations(&exchange, self.picker.options().fallback_endpoints);
         let number = self.number.to_string();
@@ -168,7 +228,9 @@ impl Stream<'_> {
             exchange.rename().map(|rename| Rewrite { span: rename.span(), with: rename.replacement() });
         self.machine.routed(&Pick { destinations: &destinations, metadata: &metadata, rewrite });
         self.phase = Phase::Sent(Box::new(exchange));
-        Ok(())
+        if let Err(refusal) = self.hold() {
+            self.refuse(refusal);
+        }
     }
 
     fn answer(&mut self, head: &ext_proc::AnswerHead, last: bool) {
@@ -238,11 +300,10 @@ impl Stream<'_> {
         let left = self.machine.close();
         let Phase::Sent(mut exchange) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
         match left {
-            // The usual end where Envoy does not show the answer: its access log tells how it went, also of a client
-            // that hung up.
-            Some(Left::Unanswered) => {
+            // The usual end where Envoy does not show the answer: its access log tells how it went.
+            Some(Left::Unanswered) if cleanly => {
                 if let Some(mut exchange) = self.picker.parked().park(self.number, exchange) {
-                    exchange.end(if cleanly { Reason::Served } else { Reason::ClientGone });
+                    exchange.end(Reason::Served);
                 }
             }
             Some(Left::Unwatched) => exchange.end(self.status.map_or(Reason::Served, Reason::of_answer)),

@@ -228,7 +228,16 @@ pub(crate) fn decode(answer: &Segments) -> ProcessingResponse {
 
 /// An answer in words, none of its fields left out.
 pub(crate) fn read(answer: &Segments) -> String {
-    let ProcessingResponse { response, dynamic_metadata, mode_override, .. } = decode(answer);
+    let ProcessingResponse { response, dynamic_metadata, mode_override, override_message_timeout, .. } =
+        decode(answer);
+    if let Some(time) = override_message_timeout {
+        assert_eq!(
+            (&response, &dynamic_metadata, &mode_override),
+            (&None, &None, &None),
+            "Envoy reads nothing else"
+        );
+        return format!("wait {}.{:09} s", time.seconds, time.nanos);
+    }
     let mut words = match response.expect("an answer to something") {
         Response::RequestHeaders(headers) => format!("request headers{}", common(headers.response)),
         Response::ResponseHeaders(headers) => format!("answer headers{}", common(headers.response)),

@@ -1,5 +1,7 @@
 //! Each body mode, message by message: what Envoy says, what it means to whoever decides, what Envoy hears.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use ext_proc::{CHUNK_BYTES_MAX, Left, Machine, Pick, Rewrite};
 
@@ -327,4 +329,27 @@ fn what_was_not_shown_is_not_rewritten() {
     stream.plays(&[(post(), CHAT, &[]), (body("012345"), r#""012345": comes"#, &[])]);
     rewrite(&mut stream.machine, "abc");
     assert_eq!(stream.answers(), [&headers, r#"request body "012345""#]);
+}
+
+#[test]
+fn more_time_is_asked_for_where_envoy_waits_only_for_so_long() {
+    let wait = ["wait 30.500000000 s"];
+    for (mode, said) in [
+        (NoBody, &wait[..]),
+        (Streamed, &wait),
+        (Buffered, &wait),
+        (BufferedPartial, &wait),
+        (FullDuplexStreamed, &[]),
+    ] {
+        let mut stream = Stream::new(mode, NoBody);
+        stream.step(post());
+        stream.answers();
+        stream.step(body_end("{}"));
+        stream.machine.ask_for_time(Duration::from_millis(30_500));
+        assert_eq!(stream.answers(), said, "{mode:?}");
+        stream.step(Step::Pick);
+        stream.answers();
+        stream.machine.ask_for_time(Duration::from_secs(1));
+        assert_eq!(stream.answers(), [""; 0], "{mode:?}: nothing is awaited any more");
+    }
 }
