@@ -150,10 +150,11 @@ impl Stream<'_> {
         let path = head.path.split('?').next().unwrap_or_default();
         let readable = head.readable && rest != Rest::Unseen && &*head.method == "POST";
         let content_length = head.content_length;
+        let said = |header| head.control(header).filter(|_| self.picker.options().control_headers);
         let control = Control {
-            objective: head.control(HeaderOf::Objective),
-            fairness_id: head.control(HeaderOf::FairnessId),
-            model_rewrite: head.control(HeaderOf::ModelRewrite),
+            objective: said(HeaderOf::Objective),
+            fairness_id: said(HeaderOf::FairnessId),
+            model_rewrite: said(HeaderOf::ModelRewrite),
         };
         let mut intake = self.picker.director().begin(Head { path, content_length, readable, control })?;
         if let Some(subset) = &head.subset {

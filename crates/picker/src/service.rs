@@ -18,6 +18,8 @@ pub const LIVENESS: &str = "liveness";
 pub struct Options {
     /// How many endpoints are named after the pick.
     pub fallback_endpoints: usize,
+    /// Whether control headers of clients are obeyed.
+    pub control_headers: bool,
     /// Whether the headers of upstream's conformance suite are obeyed.
     pub conformance: bool,
 }

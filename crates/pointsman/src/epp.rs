@@ -11,7 +11,7 @@ use tls::ServingCertificate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::Epp;
+use crate::cli::{Believed, Epp};
 use crate::files::Files;
 use crate::house::{Ground, House, Stop};
 use crate::listen;
@@ -78,8 +78,11 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
             .unwrap_or(usize::MAX),
         ..Settings::default()
     };
-    let options =
-        Options { fallback_endpoints: flags.fallback_endpoints.into(), conformance: flags.conformance };
+    let options = Options {
+        fallback_endpoints: flags.fallback_endpoints.into(),
+        control_headers: matches!(flags.client_headers, Believed::Trust),
+        conformance: flags.conformance,
+    };
     let picker = Picker::new(Arc::clone(&house.director), options, health.clone());
     let server = Server::new(picker, settings, certificate);
     let health_server = Server::new(Arc::new(HealthDoor(health)), Settings::default(), None);

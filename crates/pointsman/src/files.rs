@@ -132,7 +132,8 @@ fn the_pool<'a>(declared: &'a Declared, wanted: Option<&PoolId>) -> anyhow::Resu
         [pool] => Ok(pool),
         [] => bail!("no InferencePool is declared in the files given with --file"),
         [first, second, ..] => bail!(
-            "two InferencePools would answer the same request: {} ({}) and {} ({}); run one process for each",
+            "two InferencePools would answer the same request: {} ({}) and {} ({}); run one process for each \
+             (`epp` is told which by --pool-name)",
             first.id,
             first.position,
             second.id,

@@ -73,7 +73,7 @@ definitions! {
     FLOW_QUEUE_SIZE = Gauge "inference_extension_flow_control_queue_size" [] "Requests that wait in Pointsman";
     FLOW_QUEUE_BYTES = Gauge "inference_extension_flow_control_queue_bytes" [] "Bytes of the bodies of requests that wait in Pointsman";
     FLOW_SATURATION = Gauge "inference_extension_flow_control_pool_saturation" ["name"] "Share of endpoints without room (0 to 1); 1 is a saturated pool";
-    FLOW_QUEUE_DURATION = Histogram "inference_extension_flow_control_request_queue_duration_seconds" [] "Time that requests waited in Pointsman; without observations while queueing has no effect";
+    FLOW_QUEUE_DURATION = Histogram "inference_extension_flow_control_request_queue_duration_seconds" [] "Time that requests waited in Pointsman, whatever became of them; without those that did not wait";
     INFO = Gauge "inference_extension_info" ["version"] "Always 1; tells the version that runs";
 
     OUTCOMES = Counter "pointsman_requests_total" ["reason"] "Requests by how they ended: `served` or the reason word of x-pointsman-reason";
@@ -91,6 +91,11 @@ definitions! {
     BODIES_BYTES = Gauge "pointsman_bodies_bytes" [] "Memory held for the bodies of requests; bounded by --bodies-bytes-max";
     INVALID_SETTINGS = Gauge "pointsman_invalid_settings" ["pool"] "Settings of the pool that are invalid now";
     RELOAD_FAILURES = Counter "pointsman_manifest_reload_failures_total" [] "Changes of manifest files that were refused; what ran kept running";
+
+    QUEUE_WAITING = Gauge "pointsman_queue_waiting_requests" ["priority"] "Requests that wait, by priority; beyond 32 priorities the lowest read `other`";
+    QUEUE_OLDEST = Gauge "pointsman_queue_oldest_seconds" [] "How long the request has waited that waits longest; 0 where none does";
+    QUEUE_DISPATCH_RATE = Gauge "pointsman_queue_dispatch_rate" [] "Requests a second that left the queue for an endpoint, lately; what Retry-After is computed from";
+    QUEUE_LEFT = Counter "pointsman_queue_left_total" ["reason"] "Requests that waited, by how that ended: dispatched, or the reason word";
 
     ENDPOINT_IN_FLIGHT = Gauge "pointsman_endpoint_in_flight_requests" ["endpoint"] "The in-flight ledger: requests booked on the endpoint and not ended";
     ENDPOINT_PREFILL = Gauge "pointsman_endpoint_prefill_pending_tokens" ["endpoint"] "The in-flight ledger: estimated prompt tokens booked on the endpoint and not answered by a first byte";

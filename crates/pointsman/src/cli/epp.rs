@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use pool::PoolId;
 
-use super::{LogFormat, Logging};
+use super::{Believed, LogFormat, Logging};
 
 /// Bounds of a picker's own; the rest are those of any door.
 #[derive(Args)]
@@ -61,6 +61,10 @@ pub(crate) struct Epp {
     /// production.
     #[arg(long)]
     pub(crate) conformance: bool,
+    /// Whether clients are believed in control headers (x-gateway-inference-objective, -fairness-id,
+    /// x-gateway-model-name-rewrite), or nobody reads them. Model servers never see them.
+    #[arg(long, value_name = "WHETHER", default_value = "trust")]
+    pub(crate) client_headers: Believed,
     /// Largest request body, in bytes; 413 beyond.
     #[arg(long, value_name = "BYTES", default_value_t = director::Limits::default().body_bytes_max)]
     pub(crate) body_bytes_max: u64,
@@ -90,8 +94,10 @@ impl Epp {
             Some(3..) => logging.log = "debug".into(),
             _ => {}
         }
-        if self.upstream.zap_encoder.as_deref() == Some("json") {
-            logging.log_format = LogFormat::Json;
+        match self.upstream.zap_encoder {
+            Some(ZapEncoder::Json) => logging.log_format = LogFormat::Json,
+            Some(ZapEncoder::Console) => logging.log_format = LogFormat::Text,
+            None => {}
         }
         logging
     }
@@ -103,6 +109,15 @@ impl Epp {
             requests_max: self.requests_max,
         }
     }
+}
+
+/// Formats of the log, as upstream calls them.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ZapEncoder {
+    /// An object a line.
+    Json,
+    /// Text.
+    Console,
 }
 
 /// Declares flags of upstream that have no meaning here, and which of them were given.
@@ -118,9 +133,9 @@ macro_rules! without_meaning {
             /// The log's verbosity: 3 and more is debug, 5 and more trace.
             #[arg(short, long = "v", value_name = "N", num_args = 1)]
             pub(crate) verbosity: Option<u8>,
-            /// json or console: the format of the log.
+            /// The format of the log.
             #[arg(long, value_name = "FORMAT")]
-            pub(crate) zap_encoder: Option<String>,
+            pub(crate) zap_encoder: Option<ZapEncoder>,
         }
 
         impl UpstreamFlags {
