@@ -234,7 +234,9 @@ impl Intake {
             subset: self.subset.as_deref(),
         };
         let deciding = Instant::now();
-        let pick = self.pool.pick(&question, &self.in_force, self.director.clock().now())?;
+        let now = self.director.clock().now();
+        let pick = self.pool.pick(&question, &self.in_force.policy, false, now);
+        let pick = pick.map_err(|_| self.pool.no_endpoint())?;
         let done = Instant::now();
         self.director.metrics().scheduler_duration.observe((done - deciding).as_secs_f64());
         self.director.metrics().inside_duration.observe((self.inside + (done - begun)).as_secs_f64());
@@ -410,6 +412,11 @@ impl Exchange {
     /// The length of an answer's body that did not come by here, in bytes.
     pub fn answer_length(&mut self, bytes: u64) {
         self.ending.set_answer_bytes(bytes);
+    }
+
+    /// Nobody will tell what came of the request: it is taken to have been answered by whom it was sent to.
+    pub fn unwatched(&mut self) {
+        self.answered = true;
     }
 
     /// How the request ended. The first word stands; without one the client hung up.

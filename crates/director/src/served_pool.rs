@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use endpoints::{Booking, Clock, Endpoint, EndpointSet, ScrapeConfig, Snapshot};
+use endpoints::{Booking, Clock, Endpoint, EndpointSet, Room, ScrapeConfig, Snapshot};
 use parking_lot::{Mutex, MutexGuard};
 use pool::{
     AppProtocol, Catalog, EndpointSpec, Fault, FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion,
@@ -85,6 +85,15 @@ pub(crate) struct Pick {
     pub(crate) rank: usize,
     pub(crate) booking: Booking,
     pub(crate) receipt: Option<Receipt>,
+}
+
+/// Why nobody is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPick {
+    /// The pool has no endpoint for the request.
+    Nobody,
+    /// Those that it has are full; the whole pool is, or only those for this request.
+    NoRoom { saturated: bool },
 }
 
 impl Pick {
@@ -244,31 +253,56 @@ impl ServedPool {
         !(serving.all_known && serving.nobody())
     }
 
-    /// Decides, books and records, all under one short lock.
+    /// Decides, books and records, all under one short lock. With `room` the pick has room; those after it on the list
+    /// may have none.
     pub(crate) fn pick(
         &self,
         question: &Question<'_>,
-        in_force: &InForce,
+        policy: &PoolPolicy,
+        room: bool,
         now: Duration,
-    ) -> Result<Pick, Refusal> {
+    ) -> Result<Pick, NoPick> {
         let mut router = self.router.lock();
         // Loaded under the lock: the slots that the index knows are those of this snapshot.
         let snapshot = self.endpoints.snapshot();
         let subset = question.subset.map(|subset| members_of(subset, &snapshot));
-        let request = Request {
-            model: question.model,
-            blocks: question.blocks,
-            prompt_tokens: question.prompt_tokens,
-            serving: question.model.map(|model| snapshot.serving(model, now)),
-            subset: subset.as_deref(),
+        let mut decide = |subset: Option<&[bool]>| {
+            let request = Request {
+                model: question.model,
+                blocks: question.blocks,
+                prompt_tokens: question.prompt_tokens,
+                serving: question.model.map(|model| snapshot.serving(model, now)),
+                subset,
+            };
+            router.pick(&request, &snapshot, policy, now, FALLBACKS_MAX)
         };
-        let decision = router
-            .pick(&request, &snapshot, &in_force.policy, now, FALLBACKS_MAX)
-            .ok_or_else(|| self.no_endpoint())?;
+        let decision = if room {
+            let mut with_room = Vec::new();
+            let seen = snapshot.read_room(now, &mut with_room);
+            if let Some(subset) = &subset {
+                with_room.iter_mut().zip(subset).for_each(|(has_room, named)| *has_room &= named);
+            }
+            // Who is left out by that may still be fallen back on.
+            let all = decide(subset.as_deref()).ok_or(NoPick::Nobody)?;
+            let best = decide(Some(&with_room)).ok_or(NoPick::NoRoom { saturated: seen.is_saturated() })?;
+            with_fallbacks(best, all)
+        } else {
+            decide(subset.as_deref()).ok_or(NoPick::Nobody)?
+        };
         let rank = first_admitted(&decision, &snapshot, 0..decision.ranked.len(), now).unwrap_or(0);
         let (booking, receipt) = self.book(&mut router, &decision, &snapshot, rank, question.blocks);
         drop(router);
         Ok(Pick { snapshot, decision, rank, booking, receipt })
+    }
+
+    /// How many endpoints can take more now.
+    pub(crate) fn room(&self, now: Duration) -> Room {
+        self.endpoints.snapshot().read_room(now, &mut Vec::new())
+    }
+
+    /// Resolves when somebody may have room who had none.
+    pub(crate) async fn room_may_have_come(&self) {
+        self.endpoints.room_may_have_come().await;
     }
 
     /// Whether a pick's list goes on.
@@ -336,7 +370,7 @@ impl ServedPool {
         (booking, receipt)
     }
 
-    fn no_endpoint(&self) -> Refusal {
+    pub(crate) fn no_endpoint(&self) -> Refusal {
         Refusal::new(
             Reason::NoEndpoint,
             format!("the InferencePool {} has no endpoint that can serve this request now", self.id),
@@ -414,6 +448,17 @@ fn members_of(subset: &[String], snapshot: &Snapshot) -> Vec<bool> {
         named.contains(&*endpoint.spec.host) || named.contains(authority.trim_start_matches('['))
     };
     snapshot.entries.iter().map(|entry| is_named(&entry.endpoint)).collect()
+}
+
+/// `best`, and after those it ranks the others of `all`.
+fn with_fallbacks(mut best: Decision, all: Decision) -> Decision {
+    for ranked in all.ranked {
+        if best.ranked.len() <= FALLBACKS_MAX && best.ranked.iter().all(|other| other.entry != ranked.entry) {
+            best.ranked.push(ranked);
+        }
+    }
+    best.candidates = all.candidates;
+    best
 }
 
 fn scrape_config(policy: &PoolPolicy) -> ScrapeConfig {

@@ -1,6 +1,8 @@
 //! Envoy's gRPC access log, `envoy.service.accesslog.v3.AccessLogService`: how requests went whose ext_proc stream ended
 //! before their answer. Of an entry only what ends a request is read.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use director::{Exchange, Reason};
 use ext_proc::message::Metadata;
@@ -8,6 +10,7 @@ use ext_proc::protobuf::{Fields, Malformed};
 use ext_proc::{NAMESPACE, SERVED};
 use grpc::{Broken, Call, Code, Status};
 use http::StatusCode;
+use tokio_util::sync::CancellationToken;
 
 use crate::parked::Parked;
 use crate::process::NUMBER;
@@ -32,11 +35,21 @@ pub(crate) struct Entry {
 }
 
 /// Reads a log to its end. While it is open, requests wait for their entries. One of another name is read and says
-/// nothing.
-pub(crate) async fn serve(parked: &Parked, mut call: Call) {
+/// nothing. Envoy never ends it: we do when the picker `drains` and nobody waits for an entry; Envoy opens another, where
+/// there is somebody.
+pub(crate) async fn serve(parked: &Parked, drains: &CancellationToken, mut call: Call) {
     let mut open = None;
+    let drained = async {
+        drains.cancelled().await;
+        parked.at_rest().await;
+    };
+    let mut drained = pin!(drained);
     let status = loop {
-        let message = match call.next().await {
+        let next = tokio::select! {
+            next = call.next() => next,
+            () = &mut drained => break Status::ok(),
+        };
+        let message = match next {
             Ok(Some(message)) => message,
             Ok(None) => break Status::ok(),
             Err(Broken::Http2(_)) => return,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use director::{Clock, Exchange};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::access_log::Entry;
 
@@ -28,6 +29,8 @@ pub(crate) struct Parked {
     /// Access log streams that are open: without one nobody waits.
     logs: AtomicUsize,
     state: Mutex<State>,
+    /// Told when nobody waits any more.
+    rest: Notify,
 }
 
 #[derive(Default)]
@@ -54,6 +57,7 @@ impl Parked {
             next: AtomicU64::new(first),
             logs: AtomicUsize::new(0),
             state: Mutex::default(),
+            rest: Notify::new(),
         }
     }
 
@@ -93,6 +97,9 @@ impl Parked {
         }
         let mut state = self.state.lock();
         if let Some(waiting) = state.waiting.remove(&number) {
+            if state.waiting.is_empty() {
+                self.rest.notify_waiters();
+            }
             drop(state);
             return entry.end(*waiting.exchange);
         }
@@ -100,6 +107,17 @@ impl Parked {
             state.early.pop_front();
         }
         state.early.push_back((number, entry));
+    }
+
+    /// Resolves when nobody waits for an entry.
+    pub(crate) async fn at_rest(&self) {
+        loop {
+            let told = self.rest.notified();
+            if self.state.lock().waiting.is_empty() {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// A log is open from now on.

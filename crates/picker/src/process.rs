@@ -304,6 +304,7 @@ impl Stream<'_> {
             // The usual end where Envoy does not show the answer: its access log tells how it went.
             Some(Left::Unanswered) if cleanly => {
                 if let Some(mut exchange) = self.picker.parked().park(self.number, exchange) {
+                    exchange.unwatched();
                     exchange.end(Reason::Served);
                 }
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use director::Director;
 use grpc::{Call, Code, Health, Service, Status};
+use tokio_util::sync::CancellationToken;
 
 use crate::parked::Parked;
 use crate::{access_log, process};
@@ -30,14 +31,20 @@ pub struct Picker {
     options: Options,
     parked: Parked,
     health: Health,
+    drains: CancellationToken,
 }
 
 impl Picker {
-    /// A door that asks `director`.
+    /// A door that asks `director`. From when it `drains` on no new stream comes.
     #[must_use]
-    pub fn new(director: Arc<Director>, options: Options, health: Health) -> Arc<Picker> {
+    pub fn new(
+        director: Arc<Director>,
+        options: Options,
+        health: Health,
+        drains: CancellationToken,
+    ) -> Arc<Picker> {
         let parked = Parked::new(director.clock());
-        Arc::new(Picker { director, options, parked, health })
+        Arc::new(Picker { director, options, parked, health, drains })
     }
 
     pub(crate) fn director(&self) -> &Arc<Director> {
@@ -57,7 +64,7 @@ impl Service for Picker {
     async fn serve(&self, call: Call) {
         match call.path() {
             process::PATH => process::serve(self, call).await,
-            access_log::PATH => access_log::serve(&self.parked, call).await,
+            access_log::PATH => access_log::serve(&self.parked, &self.drains, call).await,
             _ => {
                 if let Err(call) = self.health.clone().answer(call).await {
                     call.finish(&Status::new(Code::Unimplemented, "no such method here"));

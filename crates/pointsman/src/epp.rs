@@ -83,11 +83,11 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
         control_headers: matches!(flags.client_headers, Believed::Trust),
         conformance: flags.conformance,
     };
-    let picker = Picker::new(Arc::clone(&house.director), options, health.clone());
+    let (accepting, health_until) = (CancellationToken::new(), CancellationToken::new());
+    let picker = Picker::new(Arc::clone(&house.director), options, health.clone(), accepting.clone());
     let server = Server::new(picker, settings, certificate);
     let health_server = Server::new(Arc::new(HealthDoor(health)), Settings::default(), None);
 
-    let (accepting, health_until) = (CancellationToken::new(), CancellationToken::new());
     let (drain, until) = (flags.drain, health_until.clone());
     let told_health = async move {
         if let Err(error) = health_server.serve(health_listener, until, std::time::Duration::ZERO).await {
