@@ -46,6 +46,9 @@ struct Cursor {
 impl Cursor {
     fn sample(&mut self) -> Option<Sample> {
         let name = self.word(|char| char.is_ascii_alphanumeric() || char == '_' || char == ':')?;
+        if !matches!(self.peek(), Some('{' | ' ' | '\t')) {
+            return None;
+        }
         self.skip_blanks();
         let mut labels: Vec<(String, String)> = Vec::new();
         if self.take('{') {

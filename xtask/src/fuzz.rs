@@ -30,17 +30,27 @@ const INPUT_SECONDS_MAX: u32 = 10;
 const MEMORY_MIB_MAX: u32 = 1024;
 const INPUT_BYTES_MAX: u32 = 4096;
 
-/// How long each target runs among the tests.
-const TEST_SECONDS: u32 = 15;
+/// How many inputs each target is given among the tests.
+const TEST_RUNS: u32 = 20_000;
 
-/// What CI does: the code in `fuzz/` is in form, and a short run of every target finds nothing.
+/// How far to look for input that finds something, after the seeds.
+#[derive(Clone, Copy)]
+enum Search {
+    /// For so many seconds; what is found to be of interest is kept for the next time.
+    Seconds(u32),
+    /// So many inputs, the same each time.
+    Runs(u32),
+}
+
+/// What CI does: the code in `fuzz/` is in form, and a short run of every target finds nothing. The run is the same on
+/// every machine: what it finds comes from what was changed, not from luck.
 ///
 /// # Errors
 /// A fault of form, or a finding.
 pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
     must_succeed(cargo(root).args(["fmt", "--check"]))?;
     must_succeed(cargo(root).args(["clippy", "--quiet", "--release", "--", "-D", "warnings"]))?;
-    run(root, None, TEST_SECONDS)
+    search(root, None, Search::Runs(TEST_RUNS))
 }
 
 /// Replays the seeds of `target`, or of all, then looks for more for so many seconds each; 0 only replays.
@@ -48,6 +58,10 @@ pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// No such target, a compiler that is missing (the engine is C++), or a finding: the error says how to repeat it.
 pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32) -> anyhow::Result<()> {
+    search(root, target, if seconds == 0 { Search::Runs(0) } else { Search::Seconds(seconds) })
+}
+
+fn search(root: &Path, target: Option<&str>, search: Search) -> anyhow::Result<()> {
     let chosen: Vec<_> =
         TARGETS.iter().filter(|(name, _)| target.is_none_or(|target| target == *name)).collect();
     let known = TARGETS.map(|(name, _)| name).join(", ");
@@ -55,12 +69,18 @@ pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32) -> anyhow::Re
     let programs = build(root)?;
     for (name, dictionary) in chosen {
         let scratch = root.join("target/fuzz/run").join(name);
+        if matches!(search, Search::Runs(1..)) && scratch.exists() {
+            fs::remove_dir_all(&scratch).with_context(|| format!("{} cannot be emptied", scratch.display()))?;
+        }
         fs::create_dir_all(scratch.join("corpus"))
             .with_context(|| format!("{} cannot be made", scratch.display()))?;
         let log = scratch.join("log");
         let mut fuzzer = fuzzer(&programs, name);
         fuzzer
-            .arg(if seconds == 0 { "-runs=0".to_owned() } else { format!("-max_total_time={seconds}") })
+            .args(match search {
+                Search::Seconds(seconds) => vec![format!("-max_total_time={seconds}")],
+                Search::Runs(runs) => vec![format!("-runs={runs}"), "-seed=1".to_owned()],
+            })
             .arg(format!("-max_len={INPUT_BYTES_MAX}"))
             .arg(format!("-dict={}", root.join("fuzz/dictionaries").join(dictionary).display()))
             .arg(format!("-artifact_prefix={}/", scratch.display()))
