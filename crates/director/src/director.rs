@@ -136,6 +136,13 @@ impl Director {
         self.cut_off.store(true, Relaxed);
     }
 
+    /// The process stops soon: whoever waits is refused, and nobody waits from now on.
+    pub fn stop_waiting(&self) {
+        if let Some(pool) = self.pool() {
+            pool.gate.close(Reason::ShuttingDown, self.clock.now(), &self.metrics);
+        }
+    }
+
     /// The models of all endpoints, merged, in the shape of OpenAI's `GET /v1/models`.
     ///
     /// # Errors

@@ -7,7 +7,11 @@ use endpoints::{Load, LoadStanding, Room, Snapshot};
 use telemetry::{Collector, DescriptorEncoder, FamilyWriter, definitions as def};
 
 use crate::director::Director;
+use crate::queue::QueueView;
 use crate::served_pool::ServedPool;
+
+/// How many priorities get a label value of their own.
+const PRIORITY_LABELS_MAX: usize = 32;
 
 pub(crate) struct Gauges {
     /// Weak: the director owns the registry's owner.
@@ -30,9 +34,6 @@ impl Collector for Gauges {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(director) = self.director.upgrade() else { return Ok(()) };
         let mut page = FamilyWriter::new(encoder);
-        // Nothing waits in this version: queueing settings are read and shown, not in effect yet.
-        page.family(&def::FLOW_QUEUE_SIZE, [([""; 0], 0.0)])?;
-        page.family(&def::FLOW_QUEUE_BYTES, [([""; 0], 0.0)])?;
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
         for (definition, bounded) in
             [(&def::REQUESTS_IN_FLIGHT, director.in_flight()), (&def::BODIES_BYTES, director.bodies())]
@@ -42,6 +43,7 @@ impl Collector for Gauges {
         let Some(pool) = director.pool() else { return Ok(()) };
         let snapshot = pool.snapshot();
         let now = director.clock().now();
+        queue_gauges(&mut page, &pool.gate.view(now))?;
         let mut loads = Vec::with_capacity(snapshot.entries.len());
         snapshot.read_loads(now, &mut loads);
         let room = snapshot.read_room(now, &mut Vec::with_capacity(loads.len()));
@@ -78,6 +80,23 @@ fn pool_gauges(
         queues.map(|(entry, load)| ([name, &*entry.endpoint.spec.name], f64::from(load.waiting))),
     )?;
     page.family(&def::PREFIX_INDEXER_SIZE, [([""; 0], count(pool.prefix_blocks()))])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+fn queue_gauges(page: &mut FamilyWriter<'_>, queue: &QueueView) -> fmt::Result {
+    page.family(&def::FLOW_QUEUE_SIZE, [([""; 0], count(queue.waiting))])?;
+    page.family(&def::FLOW_QUEUE_BYTES, [([""; 0], queue.bytes as f64)])?;
+    page.family(&def::QUEUE_OLDEST, [([""; 0], queue.oldest.as_secs_f64())])?;
+    page.family(&def::QUEUE_DISPATCH_RATE, [([""; 0], queue.dispatch_rate)])?;
+    let (own, others) = queue.bands.split_at(queue.bands.len().min(PRIORITY_LABELS_MAX));
+    let own: Vec<_> = own.iter().map(|band| (band.priority.to_string(), band.waiting)).collect();
+    let others = others.iter().map(|band| band.waiting).reduce(|sum, waiting| sum + waiting);
+    page.family(
+        &def::QUEUE_WAITING,
+        own.iter()
+            .map(|(priority, waiting)| ([priority.as_str()], count(*waiting)))
+            .chain(others.map(|waiting| (["other"], count(waiting)))),
+    )
 }
 
 fn endpoint_gauges(page: &mut FamilyWriter<'_>, snapshot: &Snapshot, loads: &[Load]) -> fmt::Result {

@@ -20,6 +20,7 @@ mod director;
 mod ending;
 mod gauges;
 mod limits;
+mod queue;
 mod reason;
 mod rename;
 mod request;

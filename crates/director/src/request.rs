@@ -12,12 +12,18 @@ use twox_hash::XxHash3_64;
 use crate::director::Director;
 use crate::ending::Ending;
 use crate::limits::Place;
+use crate::queue::Rank;
 use crate::reason::{Reason, Refusal};
 use crate::rename::Rename;
 use crate::served_pool::{InForce, Pick, Question, RETRY, ServedPool};
 
 /// A decision that does not wait for an endpoint may yet ask endpoints for their models.
 const PATIENCE_MIN: Duration = Duration::from_secs(3);
+
+/// Tokens that a request is taken to generate that does not say how many at most.
+const OUTPUT_TOKENS: u64 = 256;
+/// More is not believed: what is asked for at most is seldom generated.
+const OUTPUT_TOKENS_MAX: u64 = 4096;
 
 /// What a door knows when a request's head has come.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +60,8 @@ pub struct Intake {
     progress: Progress,
     announced_bytes: Option<u64>,
     subset: Option<Vec<String>>,
+    objective: Option<String>,
+    fairness_id: Option<String>,
     model_rewrite: Option<String>,
     /// Time of ours so far, without waiting for the client.
     inside: Duration,
@@ -144,6 +152,8 @@ impl Intake {
             progress: Progress::More,
             announced_bytes: head.content_length,
             subset: None,
+            objective: head.control.objective.map(str::to_owned),
+            fairness_id: head.control.fairness_id.map(str::to_owned),
             model_rewrite: head.control.model_rewrite.map(str::to_owned),
             inside: Duration::ZERO,
             ending: Some(ending),
@@ -224,7 +234,6 @@ impl Intake {
         if let Some(ending) = &mut self.ending {
             ending.name_model(asked.model.as_deref(), model);
         }
-        let place = Place::take(&self.director)?;
         let begun = Instant::now();
         let blocks = self.blocks(&asked.prompt, model);
         let question = Question {
@@ -233,13 +242,19 @@ impl Intake {
             prompt_tokens: self.prompt_tokens(),
             subset: self.subset.as_deref(),
         };
-        let deciding = Instant::now();
-        let now = self.director.clock().now();
-        let pick = self.pool.pick(&question, &self.in_force.policy, false, now);
-        let pick = pick.map_err(|_| self.pool.no_endpoint())?;
-        let done = Instant::now();
-        self.director.metrics().scheduler_duration.observe((done - deciding).as_secs_f64());
-        self.director.metrics().inside_duration.observe((self.inside + (done - begun)).as_secs_f64());
+        let rank = Rank {
+            priority: self.in_force.catalog.priority(self.objective.as_deref(), asked.model.as_deref()),
+            fairness_id: self.fairness_id.as_deref().unwrap_or_default(),
+            bytes: self.announced_bytes.unwrap_or_else(|| self.bytes()),
+            work: u64::from(question.prompt_tokens)
+                + asked.max_tokens.unwrap_or(OUTPUT_TOKENS).min(OUTPUT_TOKENS_MAX),
+        };
+        let prepared = begun.elapsed();
+        let (metrics, clock) = (self.director.metrics(), self.director.clock());
+        let pick = self.pool.admit(&question, rank, clock, metrics).await?;
+        let place = Place::take(&self.director)?;
+        metrics.inside_duration.observe((self.inside + prepared + pick.took).as_secs_f64());
+        metrics.scheduler_duration.observe(pick.took.as_secs_f64());
         let mut ending = self.ending.take().unwrap_or_else(|| Ending::new(Arc::clone(&self.director)));
         ending.sent_on();
         let exchange = Exchange {

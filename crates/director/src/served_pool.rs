@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use endpoints::{Booking, Clock, Endpoint, EndpointSet, Room, ScrapeConfig, Snapshot};
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::queue::Gate;
 use crate::reason::{Reason, Refusal};
 
 /// How many endpoints are named after the pick, at most.
@@ -66,6 +67,8 @@ pub struct ServedPool {
     /// one. Held for about a microsecond, never across an await.
     router: Mutex<Router>,
     scrape: watch::Sender<ScrapeConfig>,
+    pub(crate) gate: Gate,
+    clock: Clock,
     cancel: CancellationToken,
 }
 
@@ -85,6 +88,8 @@ pub(crate) struct Pick {
     pub(crate) rank: usize,
     pub(crate) booking: Booking,
     pub(crate) receipt: Option<Receipt>,
+    /// How long the decision took.
+    pub(crate) took: Duration,
 }
 
 /// Why nobody is picked.
@@ -111,7 +116,7 @@ impl ServedPool {
         declaration: &Declaration,
         clock: Clock,
         seed: u64,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         tracker: &TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<ServedPool> {
@@ -122,11 +127,15 @@ impl ServedPool {
         let pool = Arc::new(ServedPool {
             id: declaration.pool.id.clone(),
             router: Mutex::new(Router::new(&in_force.policy.prefix_cache, seed)),
+            gate: Gate::new(&in_force.policy.queueing),
             in_force: ArcSwap::from_pointee(in_force),
             endpoints,
             scrape,
-            cancel,
+            clock,
+            cancel: cancel.clone(),
         });
+        let dispatcher = Arc::clone(&pool).dispatch_for_ever(clock, Arc::clone(metrics));
+        tracker.spawn(cancel.run_until_cancelled_owned(dispatcher));
         pool.reconcile(&declaration.endpoints, metrics);
         pool.tell_faults(&[], metrics);
         pool
@@ -177,6 +186,7 @@ impl ServedPool {
             changed
         });
         self.reconcile(&declaration.endpoints, metrics);
+        self.gate.change(&policy.queueing, self.clock.now(), metrics);
         self.tell_faults(&last.faults, metrics);
         if policy != last.policy {
             let changes = describe_change(&last.settings, &self.in_force.load().settings);
@@ -184,8 +194,9 @@ impl ServedPool {
         }
     }
 
-    /// Stops to scrape; requests in flight go on.
+    /// Stops to scrape; requests in flight go on, those that wait are refused.
     pub(crate) fn stop(&self, metrics: &Metrics) {
+        self.gate.close(Reason::PoolGone, self.clock.now(), metrics);
         self.cancel.cancel();
         metrics.forget_pool(&self.id.to_string());
         for entry in &self.snapshot().entries {
@@ -262,6 +273,7 @@ impl ServedPool {
         room: bool,
         now: Duration,
     ) -> Result<Pick, NoPick> {
+        let begun = Instant::now();
         let mut router = self.router.lock();
         // Loaded under the lock: the slots that the index knows are those of this snapshot.
         let snapshot = self.endpoints.snapshot();
@@ -292,12 +304,17 @@ impl ServedPool {
         let rank = first_admitted(&decision, &snapshot, 0..decision.ranked.len(), now).unwrap_or(0);
         let (booking, receipt) = self.book(&mut router, &decision, &snapshot, rank, question.blocks);
         drop(router);
-        Ok(Pick { snapshot, decision, rank, booking, receipt })
+        Ok(Pick { snapshot, decision, rank, booking, receipt, took: begun.elapsed() })
     }
 
     /// How many endpoints can take more now.
     pub(crate) fn room(&self, now: Duration) -> Room {
         self.endpoints.snapshot().read_room(now, &mut Vec::new())
+    }
+
+    /// Whether nobody is there.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.endpoints.snapshot().entries.is_empty()
     }
 
     /// Resolves when somebody may have room who had none.

@@ -1,6 +1,6 @@
 //! The director's state as JSON, for the admin door: what a person should be able to look at.
 
-use endpoints::{Entry, Load, LoadStanding};
+use endpoints::{Entry, Load, LoadStanding, Snapshot};
 use pool::Origin;
 use serde_json::{Value, json};
 
@@ -45,9 +45,28 @@ fn pool_view(director: &Director, pool: &ServedPool) -> Value {
         "version": in_force.version.to_string(),
         "settings": settings_view(&in_force),
         "faults": in_force.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "queue": queue_view(pool, &snapshot, now),
         "prefix_index_blocks": pool.prefix_blocks(),
         "models": snapshot.models(now).iter().map(|model| model.id.to_string()).collect::<Vec<_>>(),
         "endpoints": endpoints,
+    })
+}
+
+fn queue_view(pool: &ServedPool, snapshot: &Snapshot, now: std::time::Duration) -> Value {
+    let queue = pool.gate.view(now);
+    let room = snapshot.read_room(now, &mut Vec::new());
+    let bands = queue
+        .bands
+        .iter()
+        .map(|band| json!({ "priority": band.priority, "waiting": band.waiting, "bytes": band.bytes }));
+    json!({
+        "saturated": room.is_saturated(),
+        "endpoints_with_room": room.with_room,
+        "waiting": queue.waiting,
+        "bytes": queue.bytes,
+        "oldest_ms": u64::try_from(queue.oldest.as_millis()).unwrap_or(u64::MAX),
+        "dispatched_per_second": queue.dispatch_rate,
+        "by_priority": bands.collect::<Vec<_>>(),
     })
 }
 

@@ -20,6 +20,9 @@ use crate::shutdown::{self, Signals};
 /// How long the first scrape of every endpoint may hold up the start.
 const SETTLE_MAX: Duration = Duration::from_millis(1500);
 
+/// How long before the end of the drain time those that still wait for an endpoint are told so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A director and what runs beside it.
 pub(crate) struct House {
     pub(crate) director: Arc<Director>,
@@ -109,12 +112,17 @@ impl House {
     ) {
         let stopping = self.stopping.clone();
         let signals = &mut self.signals;
+        let director = Arc::clone(&self.director);
         let stopped = async move {
             let signal = signals.next().await;
             tracing::info!(signal, drain = ?stop.drain, "stopping: no new request, those in flight end");
             stopping.cancel();
             tokio::select! {
                 () = tokio::time::sleep(stop.delay) => accepting.cancel(),
+                signal = signals.next() => return signal,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(stop.drain.saturating_sub(LAST_WORDS)) => director.stop_waiting(),
                 signal = signals.next() => return signal,
             }
             signals.next().await

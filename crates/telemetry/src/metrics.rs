@@ -144,6 +144,7 @@ struct Families {
     outcomes: Family<Reason, Counter>,
     picks: Family<PickLabels, Counter>,
     retries: Family<Reason, Counter>,
+    queue_left: Family<Reason, Counter>,
     invalid_settings: Family<PoolLabel, Gauge>,
 }
 
@@ -230,6 +231,11 @@ impl Metrics {
         self.families.retries.get_or_create(&Reason { reason }).inc();
     }
 
+    /// Counts a request that waited, by how that ended.
+    pub fn count_queue_left(&self, reason: &'static str) {
+        self.families.queue_left.get_or_create(&Reason { reason }).inc();
+    }
+
     /// Sets how many settings of a pool are invalid now.
     pub fn set_invalid_settings(&self, pool: &str, count: usize) {
         let labels = PoolLabel { pool: pool.to_owned() };
@@ -271,6 +277,7 @@ impl Families {
             outcomes: Family::default(),
             picks: Family::default(),
             retries: Family::default(),
+            queue_left: Family::default(),
             invalid_settings: Family::default(),
         };
         register(registry, &def::REQUESTS, families.requests.clone());
@@ -289,6 +296,7 @@ impl Families {
         register(registry, &def::OUTCOMES, families.outcomes.clone());
         register(registry, &def::PICKS, families.picks.clone());
         register(registry, &def::RETRIES, families.retries.clone());
+        register(registry, &def::QUEUE_LEFT, families.queue_left.clone());
         register(registry, &def::INVALID_SETTINGS, families.invalid_settings.clone());
         families
     }
