@@ -347,7 +347,7 @@ def test_retry_after_is_a_whole_number_of_seconds(house):
     assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
 
 
-def test_a_thousand_that_wait_are_all_served(house):
+def test_hundreds_that_wait_are_all_served(house):
     house = house()
     house.saturate()
     answers: list[int] = []
