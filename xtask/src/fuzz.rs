@@ -70,7 +70,8 @@ fn search(root: &Path, target: Option<&str>, search: Search) -> anyhow::Result<(
     for (name, dictionary) in chosen {
         let scratch = root.join("target/fuzz/run").join(name);
         if matches!(search, Search::Runs(1..)) && scratch.exists() {
-            fs::remove_dir_all(&scratch).with_context(|| format!("{} cannot be emptied", scratch.display()))?;
+            fs::remove_dir_all(&scratch)
+                .with_context(|| format!("{} cannot be emptied", scratch.display()))?;
         }
         fs::create_dir_all(scratch.join("corpus"))
             .with_context(|| format!("{} cannot be made", scratch.display()))?;

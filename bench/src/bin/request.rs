@@ -6,7 +6,6 @@
 //! `cargo run --release -p bench --bin request` prints Markdown tables for `docs/benchmarks.md`.
 
 use std::alloc::System;
-use std::collections::HashSet;
 use std::io::Write as _;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use anyhow::Context;
 use director::{Clock, Control, Declaration, Director, Head, Limits, Progress, Reason};
 use http::StatusCode;
 use inference::AnswerKind;
-use pool::EndpointSpec;
+use pool::{Catalog, EndpointSpec};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
@@ -110,7 +109,7 @@ impl Requests {
         let director = Director::new(metrics, Clock::start(), Limits::default(), 0, tracker, cancel);
         let pool = pool::parse("p.yaml", POOL)?.pools.remove(0);
         let endpoints = (1..=ENDPOINTS).map(spec).collect();
-        director.declare(&Declaration { pool, named_models: HashSet::new(), endpoints });
+        director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints });
         Ok(Requests { director, content_bytes: bytes - 100 })
     }
 
@@ -143,8 +142,12 @@ impl Requests {
 
     /// One request from head to end; `after` is called behind each of [`STEPS`].
     async fn one(&self, body: &str, after: &mut impl FnMut()) -> anyhow::Result<()> {
-        let head =
-            Head { path: "/v1/chat/completions", content_length: Some(body.len() as u64), readable: true, control: Control::default() };
+        let head = Head {
+            path: "/v1/chat/completions",
+            content_length: Some(body.len() as u64),
+            readable: true,
+            control: Control::default(),
+        };
         let mut intake = self.director.begin(head)?;
         after();
         for chunk in body.as_bytes().chunks(CHUNK_BYTES) {

@@ -81,6 +81,7 @@ struct Wait<'a> {
 }
 
 /// What becomes of a request that comes.
+#[expect(clippy::large_enum_variant, reason = "moved once, and never stored")]
 enum Entered {
     Goes(Pick),
     Waits(Ticket, oneshot::Receiver<Result<Pick, Refusal>>),
