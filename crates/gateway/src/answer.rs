@@ -39,6 +39,8 @@ pub(crate) struct Passed {
     /// Taken when the answer is at its end.
     exchange: Option<Exchange>,
     ended_as: Reason,
+    /// The answer broke off, and the client is not told yet.
+    broken: bool,
     idle: Idle,
     /// What the client still uploads while it is answered.
     _upload: Upload,
@@ -90,6 +92,7 @@ impl Passed {
             relay,
             exchange: Some(exchange),
             ended_as,
+            broken: false,
             idle: Idle { most: idle, timer: None, last: Instant::now() },
             _upload: upload,
         };
@@ -103,6 +106,9 @@ impl Passed {
         loop {
             if let Some(ready) = self.relay.as_mut().and_then(|relay| relay.ready.pop_front()) {
                 return Poll::Ready(Some(Ok(ready)));
+            }
+            if std::mem::take(&mut self.broken) {
+                return Poll::Ready(Some(Err(BrokenAnswer)));
             }
             if self.exchange.is_none() {
                 return Poll::Ready(None);
@@ -122,7 +128,11 @@ impl Passed {
                 Some(Err(reason)) => {
                     self.end(reason);
                     if !self.relay.as_mut().is_some_and(|relay| relay.break_off(reason)) {
-                        return Poll::Ready(Some(Err(BrokenAnswer)));
+                        // The codec drops what it has not written when it hears of the break: it hears of it one turn
+                        // later.
+                        self.broken = true;
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
                     }
                 }
             }
@@ -182,7 +192,9 @@ impl Passed {
     }
 
     fn is_done(&self) -> bool {
-        self.exchange.is_none() && self.relay.as_ref().is_none_or(|relay| relay.ready.is_empty())
+        self.exchange.is_none()
+            && !self.broken
+            && self.relay.as_ref().is_none_or(|relay| relay.ready.is_empty())
     }
 }
 

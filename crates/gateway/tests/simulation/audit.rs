@@ -6,7 +6,7 @@ use std::time::Duration;
 use director::Reason;
 
 use crate::history::{Arrival, Door, Got, History, Outcome, Record, Stayed};
-use crate::plan::{Asking, CONNECTIONS_FEW, Plan, Reading};
+use crate::plan::{Asking, CONNECTIONS_FEW, LOW, Plan, Reading};
 use crate::world::Inside;
 
 /// A connection that rested for this long may be closed by the gateway while the next request is on its way.
@@ -238,6 +238,12 @@ impl Judge<'_> {
             "client_too_slow" => asking.stalls || !self.is_untroubled(),
             "too_many_requests" | "too_many_bytes" => plan.tight,
             "no_endpoint" => plan.declarations.iter().any(|(_, declared)| declared.endpoints.is_empty()),
+            "queue_full" | "queue_timeout" => plan.queues(),
+            "shed" => asking.objective == Some(LOW) && !plan.queues_always(),
+            "pool_gone" => {
+                plan.queues() && plan.declarations.iter().any(|(_, declared)| declared.pool != "p")
+            }
+            "shutting_down" => plan.queues() && plan.stop_at.is_some(),
             "upstream_timeout" => !plan.is_calm(),
             // A request may meet the close of the connection that it is sent on.
             "upstream_unreachable" => !plan.is_calm() || self.record.silent_closes > 0,

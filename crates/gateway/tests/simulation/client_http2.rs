@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::client::{Asker, FOR_EVER, PATIENCE, STALL};
 use crate::history::{Got, Stayed};
 use crate::http1::Head;
-use crate::plan::{Asking, Quit, Reading};
+use crate::plan::{Asking, OBJECTIVE, Quit, Reading};
 
 /// A client's body, piece by piece.
 struct Pieces {
@@ -163,6 +163,9 @@ fn request(asking: &Asking) -> Request<Pieces> {
         .header("content-type", "application/json");
     if asking.chunked.is_none() {
         request = request.header("content-length", asking.body.len());
+    }
+    if let Some(objective) = asking.objective {
+        request = request.header(OBJECTIVE, objective);
     }
     if asking.big_head {
         request = request.header("x-big", "h".repeat(5000));

@@ -6,6 +6,14 @@ use crate::draw::Draw;
 
 /// When the last client comes, at the latest.
 const ARRIVALS_MS: usize = 2500;
+/// The same where more come than there is room for.
+const CROWD_MS: usize = 1200;
+/// The header that names an InferenceObjective.
+pub(crate) const OBJECTIVE: &str = "x-gateway-inference-objective";
+/// InferenceObjectives and their priorities.
+pub(crate) const OBJECTIVES: [(&str, i64); 3] = [("high", 10), ("usual", 0), (LOW, -10)];
+/// Who is refused under saturation where nobody waits.
+pub(crate) const LOW: &str = "low";
 /// Where connections are few, those that rest make room for others.
 pub(crate) const CONNECTIONS_FEW: usize = 5;
 /// Endpoints are declared at an address where nobody can listen, so that scrapes (real sockets) fail at once and alike;
@@ -56,6 +64,8 @@ pub(crate) struct Declared {
     pub(crate) endpoints: Vec<usize>,
     /// Block size and capacity, where prefixes matter.
     pub(crate) prefix: Option<(usize, usize)>,
+    /// The queue's capacity in bytes and its TTL, where requests wait.
+    pub(crate) queueing: Option<(usize, Duration)>,
 }
 
 /// Something happens to the network or a server for a while.
@@ -111,6 +121,8 @@ pub(crate) enum Reading {
 #[derive(Clone, Debug)]
 pub(crate) struct Asking {
     pub(crate) tag: String,
+    /// The InferenceObjective that its header names.
+    pub(crate) objective: Option<&'static str>,
     pub(crate) path: &'static str,
     pub(crate) body: Vec<u8>,
     pub(crate) malformed: bool,
@@ -146,11 +158,15 @@ impl Plan {
         let root = Draw::new(seed);
         let mut draw = root.of("world");
         let calm = draw.in_hundred(25);
-        let tight = !calm && draw.in_hundred(35);
+        // More requests at once than the servers have room for.
+        let crowded = root.of("crowd").in_hundred(20);
+        let tight = !calm && !crowded && draw.in_hundred(35);
         let servers: Vec<Temper> =
             (0..draw.between(1, 5)).map(|_| if calm { Temper::Sound } else { temper(&mut draw) }).collect();
+        let servers = if crowded { servers[..servers.len().min(2)].to_vec() } else { servers };
         let client_hosts = draw.between(1, 3);
-        let clients = (0..draw.between(3, 9)).map(|number| client(&root, number, client_hosts)).collect();
+        let clients = if crowded { draw.between(36, 46) } else { draw.between(3, 9) };
+        let clients = (0..clients).map(|number| client(&root, number, client_hosts, crowded)).collect();
         let stop_at = draw.in_hundred(25).then(|| draw.ms(300, 4000));
         let faults = if calm { Vec::new() } else { faults(&mut draw, servers.len(), client_hosts) };
         let lossy = !calm && draw.in_hundred(15);
@@ -158,11 +174,11 @@ impl Plan {
             seed,
             latency: draw.ms(0, 30),
             loss_ratio: if lossy { 0.003 } else { 0.0 },
-            window_segments: draw.weighted(&[(1, 32), (2, 64)]),
+            window_segments: draw.weighted(&[(if crowded { 0 } else { 1 }, 32), (2, 64)]),
             servers_http2: root.of("protocol").in_hundred(20),
             client_hosts,
             clients,
-            declarations: declarations(&mut draw, servers.len(), calm),
+            declarations: declarations(&mut draw, servers.len(), calm, crowded),
             faults,
             stop_at,
             drain: draw.weighted(&[(1, Duration::from_millis(400)), (2, Duration::from_secs(15))]),
@@ -191,6 +207,16 @@ impl Plan {
             && self.declarations.iter().all(|(_, declared)| !declared.endpoints.is_empty())
     }
 
+    /// Whether requests wait at any time.
+    pub(crate) fn queues(&self) -> bool {
+        self.declarations.iter().any(|(_, declared)| declared.queueing.is_some())
+    }
+
+    /// Whether requests wait at all times.
+    pub(crate) fn queues_always(&self) -> bool {
+        self.declarations.iter().all(|(_, declared)| declared.queueing.is_some())
+    }
+
     /// Whether something happens between the gateway and servers that these do not know of.
     pub(crate) fn troubles_servers(&self) -> bool {
         self.loss_ratio > 0.0 || self.faults.iter().any(|fault| matches!(fault.host, Host::Server(_)))
@@ -213,6 +239,9 @@ impl Asking {
             "POST {} HTTP/1.1\r\nhost: door\r\nx-request-id: {}\r\ncontent-type: application/json\r\n{length}\r\n",
             self.path, self.tag
         );
+        if let Some(objective) = self.objective {
+            head += &format!("{OBJECTIVE}: {objective}\r\n");
+        }
         if self.expects_continue {
             head += "expect: 100-continue\r\n";
         }
@@ -230,13 +259,13 @@ fn temper(draw: &mut Draw) -> Temper {
     draw.weighted(&[(5, Temper::Sound), (4, Temper::Flaky), (1, Temper::Bad)])
 }
 
-fn client(root: &Draw, number: usize, hosts: usize) -> Client {
+fn client(root: &Draw, number: usize, hosts: usize, crowded: bool) -> Client {
     let mut draw = root.of(&format!("client {number}"));
     let http2 = draw.in_hundred(20);
     let pipelined = !http2 && draw.in_hundred(15);
     let count = draw.weighted(&[(5, 1), (3, 2), (2, 4)]);
     let mut requests: Vec<Asking> =
-        (0..count).map(|asked| asking(&mut draw, format!("c{number}r{asked}"))).collect();
+        (0..count).map(|asked| asking(&mut draw, format!("c{number}r{asked}"), crowded)).collect();
     if pipelined {
         for asked in &mut requests {
             (asked.quits, asked.expects_continue) = (Quit::Never, false);
@@ -245,7 +274,7 @@ fn client(root: &Draw, number: usize, hosts: usize) -> Client {
     let reading = draw.weighted(&[(16, 0), (4, 1), (1, 2)]);
     Client {
         host: draw.below(hosts),
-        begins: draw.ms(0, ARRIVALS_MS),
+        begins: draw.ms(0, if crowded { CROWD_MS } else { ARRIVALS_MS }),
         requests,
         http2,
         pipelined,
@@ -257,9 +286,11 @@ fn client(root: &Draw, number: usize, hosts: usize) -> Client {
     }
 }
 
-fn asking(draw: &mut Draw, tag: String) -> Asking {
+fn asking(draw: &mut Draw, tag: String, crowded: bool) -> Asking {
+    let objective = if crowded { draw.weighted(&OBJECTIVES.map(|(name, _)| (1, Some(name)))) } else { None };
     let path = draw.weighted(&[(3, "/v1/chat/completions"), (2, "/v1/completions"), (1, "/other")]);
-    let bytes = draw.weighted(&[(12, 100), (4, 3_000), (3, 40_000), (2, 300_000), (1, 1_300_000)]);
+    let all_bytes = [(12, 100), (4, 3_000), (3, 40_000), (2, 300_000), (1, 1_300_000)];
+    let bytes = draw.weighted(if crowded { &all_bytes[..3] } else { &all_bytes });
     let bytes = draw.between(bytes / 2, bytes);
     let streamed = draw.in_hundred(60);
     let malformed = path != "/other" && draw.in_hundred(6);
@@ -267,6 +298,7 @@ fn asking(draw: &mut Draw, tag: String) -> Asking {
     let in_pieces = draw.in_hundred(40);
     let late = draw.ms(0, 1500);
     Asking {
+        objective,
         path,
         malformed,
         chunked: draw.in_hundred(30).then(|| draw.between(1, 20_000).max(body.len() / 200)),
@@ -323,10 +355,15 @@ pub(crate) fn filler(tag: &str, bytes: usize) -> String {
     text
 }
 
-fn declarations(draw: &mut Draw, servers: usize, calm: bool) -> Vec<(Duration, Declared)> {
+fn declarations(draw: &mut Draw, servers: usize, calm: bool, crowded: bool) -> Vec<(Duration, Declared)> {
     let all: Vec<usize> = (0..servers).collect();
+    let mut draw_queueing = draw.of("queueing");
+    let mut queueing = || {
+        let (capacity, ttl) = (draw_queueing.between(20_000, 400_000), draw_queueing.ms(50, 3000));
+        (crowded && draw_queueing.in_hundred(80)).then_some((capacity, ttl))
+    };
     let prefix = |draw: &mut Draw| draw.in_hundred(50).then(|| (draw.between(8, 64), draw.between(4, 400)));
-    let first = Declared { pool: "p", endpoints: all.clone(), prefix: prefix(draw) };
+    let first = Declared { pool: "p", endpoints: all.clone(), prefix: prefix(draw), queueing: queueing() };
     let mut declarations = vec![(Duration::ZERO, first)];
     for _ in 0..draw.weighted(&[(3, 0), (2, 2), (1, 6)]) {
         let mut endpoints: Vec<usize> = all.iter().copied().filter(|_| draw.in_hundred(70)).collect();
@@ -334,7 +371,8 @@ fn declarations(draw: &mut Draw, servers: usize, calm: bool) -> Vec<(Duration, D
             endpoints.clone_from(&all);
         }
         let pool = draw.weighted(&[(6, "p"), (1, "q")]);
-        declarations.push((draw.ms(100, 4000), Declared { pool, endpoints, prefix: prefix(draw) }));
+        let declared = Declared { pool, endpoints, prefix: prefix(draw), queueing: queueing() };
+        declarations.push((draw.ms(100, 4000), declared));
     }
     declarations.sort_by_key(|(at, _)| *at);
     declarations
