@@ -244,9 +244,8 @@ impl Judge<'_> {
                 plan.queues() && plan.declarations.iter().any(|(_, declared)| declared.pool != "p")
             }
             "shutting_down" => plan.queues() && plan.stop_at.is_some(),
-            "upstream_timeout" => !plan.is_calm(),
-            // A request may meet the close of the connection that it is sent on.
-            "upstream_unreachable" => !plan.is_calm() || self.record.silent_closes > 0,
+            // A request may meet the close of the connection that it is sent on, which turmoil may lose.
+            "upstream_timeout" | "upstream_unreachable" => !plan.is_calm() || self.record.silent_closes > 0,
             _ => false,
         }
     }
