@@ -267,11 +267,11 @@ impl ServedPool {
         let mut left = Vec::new();
         let mut guard = self.gate.state.lock();
         let State { queue, rate, .. } = &mut *guard;
-        let late = std::iter::from_fn(|| queue.expire(now)).take(BATCH);
-        left.extend(late.map(|mut late| {
-            late.waiter.outcome = Some(Err(too_late(rate.retry_after(now, 0), late.waited)));
-            late
-        }));
+        left.extend(std::iter::from_fn(|| queue.expire(now)).take(BATCH));
+        for late in &mut left {
+            let retry_after = rate.retry_after(now, queue.ahead(late.priority));
+            late.waiter.outcome = Some(Err(too_late(retry_after, late.waited)));
+        }
         let expired = left.len();
         let mut gone = Vec::new();
         let shed_until = rate.retry_after(now, 0);
