@@ -8,7 +8,7 @@ mod client;
 mod cost;
 mod faults;
 mod memory;
-mod stand;
+pub(crate) mod stand;
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ mod decisions;
 mod gateway;
 mod index;
 mod picker;
+mod queue;
 mod replay;
 mod report;
 mod trace;
@@ -26,7 +27,8 @@ fn main() -> anyhow::Result<()> {
         ["index", shape] => index::measure(shape),
         ["replay"] => replay::run(),
         ["gateway", ref steps @ ..] => gateway::run(steps),
+        ["queue", ref steps @ ..] => queue::run(steps),
         ["picker", ..] => picker::run(&arguments[1..]),
-        _ => anyhow::bail!("usage: bench [decisions | index | replay | gateway | picker]"),
+        _ => anyhow::bail!("usage: bench [decisions | index | replay | gateway | picker | queue]"),
     }
 }

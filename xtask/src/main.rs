@@ -80,7 +80,8 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Docs { check: false } => docs::write(&root)?,
         Task::Bench { arguments } => {
             let mut cargo = Command::new("cargo");
-            if arguments.first().is_some_and(|name| name == "gateway") {
+            let first = arguments.first().map(String::as_str);
+            if matches!(first, Some("gateway" | "queue")) {
                 cargo.env("POINTSMAN_ENVOY", parts::envoy(&root, &cache::Cache::open()?)?);
                 for programs in [["pointsman", "pointsman"], ["bench", "faults"]] {
                     let [package, program] = programs;

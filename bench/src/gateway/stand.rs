@@ -38,7 +38,7 @@ pub(crate) enum EnvoyConfig {
 }
 
 impl Process {
-    fn start(command: &mut Command) -> anyhow::Result<Process> {
+    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Process> {
         let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         Ok(Process { child })
     }
@@ -60,7 +60,7 @@ impl Process {
         Ok(kb * 1024)
     }
 
-    fn first_line(&mut self) -> anyhow::Result<String> {
+    pub(crate) fn first_line(&mut self) -> anyhow::Result<String> {
         let mut line = String::new();
         BufReader::new(self.child.stdout.as_mut().context("stdout is piped")?).read_line(&mut line)?;
         Ok(line.trim_end().to_owned())
@@ -75,14 +75,14 @@ impl Drop for Process {
 }
 
 /// A program that dies with this one.
-fn leashed(program: PathBuf) -> Command {
+pub(crate) fn leashed(program: PathBuf) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program).stdin(Stdio::piped()).stdout(Stdio::piped());
     command
 }
 
 /// A program that is built beside this one.
-fn beside(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let program = match std::env::var_os("POINTSMAN_BIN_DIR") {
         Some(folder) => PathBuf::from(folder).join(name),
         None => std::env::current_exe()?.with_file_name(name),
@@ -186,7 +186,7 @@ fn envoy_config(listen: SocketAddr, endpoints: &[SocketAddr], config: EnvoyConfi
 }
 
 /// A file of this process alone.
-fn scratch(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn scratch(name: &str) -> anyhow::Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("pointsman-bench-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     Ok(folder.join(name))
