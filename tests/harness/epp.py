@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import httpx
 
-from harness.ext_proc import Outcome, Peer
+from harness.ext_proc import Outcome, Peer, Stream, response_headers
 from harness.manifests import PoolFile
 from harness.pointsman import Pointsman, command
 from harness.upstream import Upstream
@@ -55,10 +55,7 @@ class Picker(Pointsman):
     def ask(self, body: bytes = BODY, **head: object) -> Outcome:
         """A request whose answer ends well at once."""
         with self.peer() as peer:
-            stream, outcome = peer.ask(body, **head)
-            stream.half_close()
-            stream.rest()
-            return outcome
+            return served(*peer.ask(body, **head))
 
     def complete(self, prompt: str = "Which track?", **_: object) -> httpx.Response:
         """As `Pointsman.complete` for those who look on: 200 where an endpoint was picked."""
@@ -67,9 +64,7 @@ class Picker(Pointsman):
         except queue.Empty:
             peer = self.peer()
         try:
-            stream, outcome = peer.ask(json.dumps({"model": "tiny", "prompt": prompt}).encode())
-            stream.half_close()
-            stream.rest()
+            outcome = served(*peer.ask(json.dumps({"model": "tiny", "prompt": prompt}).encode()))
         except (grpc.RpcError, AssertionError) as error:
             peer.close()
             raise httpx.TransportError(str(error)) from error
@@ -92,6 +87,16 @@ class Picker(Pointsman):
         while not self._peers.empty():
             self._peers.get().close()
         super().close()
+
+
+def served(stream: Stream, outcome: Outcome) -> Outcome:
+    """Lets a request that was picked for be answered, without a body, and ends its stream."""
+    if outcome.immediate is None:
+        stream.send(response_headers(end=True))
+        stream.answer("response_headers")
+    stream.half_close()
+    stream.rest()
+    return outcome
 
 
 @contextmanager

@@ -316,9 +316,11 @@ class Log:
         return StreamAccessLogsMessage.HTTPAccessLogEntries(log_entry=entries)
 
 
-def entry_for(outcome: Outcome, **common: object) -> HTTPAccessLogEntry:
+def entry_for(outcome: Outcome, status: int = 200) -> HTTPAccessLogEntry:
     """Envoy's entry for a request: with the metadata that the picker gave it."""
-    return HTTPAccessLogEntry(common_properties=AccessLogCommon(metadata=Metadata(filter_metadata=outcome.metadata), **common))
+    entry = HTTPAccessLogEntry(common_properties=AccessLogCommon(metadata=Metadata(filter_metadata=outcome.metadata)))
+    entry.response.response_code.value = status
+    return entry
 
 
 class Peer:
