@@ -1,6 +1,7 @@
 //! One request through the HTTP door, from its head to the answer's head.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -291,6 +292,11 @@ async fn route(intake: &mut Intake, upload: &mut Upload) -> Result<Exchange, Ref
                 routed = &mut routing => return routed,
                 read = upload.read(), if !upload.is_at_end() => if let Some(Err(refusal)) = read {
                     break refusal;
+                },
+                () = ready(()), if upload.is_at_end() => {
+                    // It waits, and all is here.
+                    upload.compact();
+                    return routing.await;
                 }
             }
         }

@@ -32,6 +32,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 const REQUEST_BYTES: u64 = 4096;
 /// What holding one part of a body costs besides its bytes.
 const PART_BYTES: u64 = 64;
+/// A body that waits is copied into one piece if it is longer.
+const COMPACTED_BYTES_MIN: usize = 16 << 10;
 
 /// A body that several attempts can send, one after the other. Dropping it lets go of the client's connection, also
 /// where an abandoned attempt lives on in a connection that does not end.
@@ -180,6 +182,17 @@ impl Upload {
     pub(crate) fn is_read(&self) -> bool {
         let shared = self.shared.lock();
         shared.is_complete() && shared.failed.is_none()
+    }
+
+    /// Copies a long body, all of which was [read](Self::read), into one piece, before the first attempt. What it came in is
+    /// let go: buffers that are larger than what came.
+    pub(crate) fn compact(&self) {
+        let mut shared = self.shared.lock();
+        if shared.kept_bytes > COMPACTED_BYTES_MIN {
+            let mut whole = Vec::with_capacity(shared.kept_bytes);
+            shared.kept.iter().for_each(|part| whole.extend_from_slice(part));
+            shared.kept = vec![Bytes::from(whole)];
+        }
     }
 
     /// Puts `with` in the place of the bytes `span`, all of which were [read](Self::read), before the first attempt.
