@@ -60,7 +60,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "ext-proc", may: &["inference"], never: PURE },
     Layer { name: "picker", may: &["director", "ext-proc", "grpc"], never: &["hyper", "hyper-util", "axum", "kube", "k8s-openapi", "tonic", "prost"] },
     Layer { name: "pointsman", may: &["pool", "endpoints", "director", "gateway", "grpc", "picker", "telemetry", "sim", "inference", "tls"], never: &[] },
-    Layer { name: "bench", may: &["pool", "inference", "endpoints", "routing", "director", "gateway", "telemetry", "sim"], never: &[] },
+    Layer { name: "bench", may: &["pool", "inference", "endpoints", "flow", "routing", "director", "gateway", "telemetry", "sim"], never: &[] },
     Layer { name: "xtask", may: &["pool", "telemetry"], never: &[] },
 ];
 
