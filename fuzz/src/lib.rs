@@ -8,6 +8,7 @@
 mod answer;
 mod body;
 mod exposition;
+mod ext_proc;
 mod input;
 mod json;
 mod manifest;
@@ -80,6 +81,11 @@ pub fn metrics(data: &[u8]) {
     let runtime = input.pick(0, &[pool::Runtime::Vllm, pool::Runtime::Sglang, pool::Runtime::TrtLlm]);
     let text = input.padded(2, b'x', LINE_BYTES_MAX);
     metrics::check(runtime, &text, &input.cut(6, &text));
+}
+
+/// Any messages on a stream of Envoy's, and any decisions.
+pub fn ext_proc(data: &[u8]) {
+    ext_proc::check(data);
 }
 
 /// Any text as manifests.

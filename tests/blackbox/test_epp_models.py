@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from harness.epp import Picker, served, servers
+from harness.epp import Picker, picking, served, servers
 from harness.ext_proc import (
     BUFFERED,
     BUFFERED_PARTIAL,
     FULL_DUPLEX,
     NONE,
     STREAMED,
+    ProcessingMode,
     headers_set,
     mutation,
     request_body,
@@ -125,6 +126,21 @@ def test_an_answer_that_is_not_shown_is_asked_for(picker, peer):
     stream.send(response_headers(more=[("content-type", "application/json")]))
     assert stream.answer("response_headers").mode_override.response_body_mode == STREAMED
     stream.cancel()
+
+
+def test_an_answers_head_is_asked_for_before_it_is_known_whether_its_model_is_renamed(picker, peer):
+    stream = peer.stream(request_headers(mode=BUFFERED_PARTIAL, response_mode=NONE))
+    override = stream.answer("request_headers").mode_override
+    assert (override.request_body_mode, override.response_body_mode) == (BUFFERED_PARTIAL, NONE)
+    assert override.response_header_mode == ProcessingMode.SEND
+    stream.cancel()
+
+
+def test_an_answers_head_is_not_asked_for_in_a_pool_that_renames_nothing(tmp_path):
+    with picking(tmp_path, servers(1)) as (picker, _), picker.peer() as peer:
+        stream = peer.stream(request_headers(mode=BUFFERED_PARTIAL, response_mode=NONE))
+        assert not stream.answer("request_headers").HasField("mode_override")
+        stream.cancel()
 
 
 def test_and_not_where_nothing_is_renamed(picker, peer):

@@ -50,7 +50,7 @@ class Vllm:
         command = [VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODELS / "tiny")]
         command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", self.address.split(":")[1]]
         command += ["--dtype", "bfloat16", "--max-model-len", "4096", "--block-size", "32"]
-        command += ["--enable-prefix-caching", "--enforce-eager", "--max-num-seqs", "32"]
+        command += ["--enable-prefix-caching", "--enforce-eager", "--max-num-seqs", "4"]
         command += ["--distributed-executor-backend", "uni", "--num-gpu-blocks-override", "512"]
         command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules"]
         command += [f"{name}={MODELS / name}" for name in ("lora-a", "lora-b")]

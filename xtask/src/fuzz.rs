@@ -10,13 +10,14 @@ use anyhow::{Context, bail, ensure};
 use crate::process::{line_of, must_succeed, stdout_of};
 
 /// What is fuzzed: a program each in `fuzz/targets`, with seeds in `fuzz/corpus` and words in `fuzz/dictionaries`.
-const TARGETS: [(&str, &str); 7] = [
+const TARGETS: [(&str, &str); 8] = [
     ("body", "body"),
     ("body_tree", "body"),
     ("answer", "answer"),
     ("answer_tree", "answer"),
     ("metrics", "metrics"),
     ("manifest", "manifest"),
+    ("ext_proc", "ext_proc"),
     ("settings", "settings"),
 ];
 

@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask test`, `fuzz`, `layers`, `docs`, `bench`.
+//! The project's own commands: `cargo xtask test`, `envoy`, `fuzz`, `layers`, `docs`, `bench`.
 #![expect(clippy::print_stdout, reason = "what these commands make is text for the person who calls them")]
 
 mod cache;
 mod docs;
+mod envoy;
 mod fuzz;
 mod layers;
 mod parts;
@@ -33,6 +34,12 @@ enum Task {
     },
     /// Install what the tests need and nothing else.
     Install,
+    /// Run Envoy, the picker and simulated model servers together, as examples/envoy describes them, until ctrl-c.
+    Envoy {
+        /// Which of its configurations.
+        #[arg(default_value = "buffered-partial")]
+        example: envoy::Example,
+    },
     /// Look for input that brings a parser down or makes it disagree with another: docs/fuzzing.md.
     Fuzz {
         /// One target; all of them one after the other unless named.
@@ -74,6 +81,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Install => {
             parts::install(&root, &cache::Cache::open()?)?;
         }
+        Task::Envoy { example } => envoy::run(&root, example)?,
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds)?,
         Task::Layers => layers::check(&root)?,
         Task::Docs { check: true } => docs::check(&root)?,

@@ -172,6 +172,12 @@ impl Intake {
         PATIENCE_MIN + if queueing.enabled { queueing.ttl } else { Duration::ZERO }
     }
 
+    /// Whether the request may be sent on as one for another model, as far as its head tells.
+    #[must_use]
+    pub fn may_rename(&self) -> bool {
+        self.scan.is_some() && (self.model_rewrite.is_some() || self.in_force.catalog.may_rename())
+    }
+
     /// Whether the decision can be made without (more of) the body.
     #[must_use]
     pub fn progress(&self) -> Progress {

@@ -60,6 +60,8 @@ pub struct ModeOverride {
     pub request_body: BodyMode,
     /// How the answer's body is to come.
     pub response_body: BodyMode,
+    /// Whether the answer's head is to come also where the filter is configured not to send it.
+    pub response_head: bool,
 }
 
 /// An answer to the client that Envoy gives at once, without a model server.
@@ -307,11 +309,15 @@ impl BodyChange {
 
 impl ModeOverride {
     fn write(self, writer: &mut Writer) {
+        const RESPONSE_HEADER_MODE: u32 = 2;
         const REQUEST_BODY_MODE: u32 = 3;
         const RESPONSE_BODY_MODE: u32 = 4;
         const REQUEST_TRAILER_MODE: u32 = 5;
         const RESPONSE_TRAILER_MODE: u32 = 6;
         const SEND: u64 = 1;
+        if self.response_head {
+            writer.varint(RESPONSE_HEADER_MODE, SEND);
+        }
         for (mode, body_field, trailer_field) in [
             (self.request_body, REQUEST_BODY_MODE, REQUEST_TRAILER_MODE),
             (self.response_body, RESPONSE_BODY_MODE, RESPONSE_TRAILER_MODE),

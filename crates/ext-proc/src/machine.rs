@@ -205,7 +205,8 @@ impl Machine {
         {
             // Nobody needs the body any more. Where Envoy does not let us say so, it comes and is answered.
             protocol.request_body = BodyMode::None;
-            self.request_changes.mode = Some(protocol.into());
+            let mode = self.request_changes.mode.get_or_insert((*protocol).into());
+            mode.request_body = BodyMode::None;
         }
         if let Some(Rewrite { span, with }) = pick.rewrite.clone() {
             self.rewrite(span, with);
@@ -237,6 +238,17 @@ impl Machine {
         }
     }
 
+    /// The answer's head is to be shown whatever is configured, where Envoy allows to say so; after [`Event::Request`] and
+    /// before the next answer of ours.
+    pub fn show_answer(&mut self) {
+        // Who sends bodies sends heads. Whether heads are sent without is not told, so it is said anyway.
+        if let Some(protocol) = self.protocol.filter(|asked| asked.response_body == BodyMode::None)
+            && self.request.headers_owed()
+        {
+            self.request_changes.mode = Some(ModeOverride { response_head: true, ..protocol.into() });
+        }
+    }
+
     /// The parts of the answer are to be replaced as they come, after [`Event::Answer`] and before the next answer of
     /// ours. Asks for them where they are not configured to come; where Envoy does not allow that they do not come.
     pub fn rewrite_answer(&mut self) {
@@ -247,7 +259,7 @@ impl Machine {
         if let Some(protocol) = self.protocol.as_mut().filter(|asked| asked.response_body == BodyMode::None) {
             // Envoy holds the parts, and our answers are as long as what changes.
             protocol.response_body = BodyMode::Streamed;
-            self.response_changes.mode = Some(protocol.into());
+            self.response_changes.mode = Some((*protocol).into());
         }
     }
 
@@ -487,8 +499,9 @@ impl Rest {
     }
 }
 
-impl From<&mut Protocol> for ModeOverride {
-    fn from(protocol: &mut Protocol) -> ModeOverride {
-        ModeOverride { request_body: protocol.request_body, response_body: protocol.response_body }
+impl From<Protocol> for ModeOverride {
+    fn from(protocol: Protocol) -> ModeOverride {
+        let Protocol { request_body, response_body } = protocol;
+        ModeOverride { request_body, response_body, response_head: false }
     }
 }

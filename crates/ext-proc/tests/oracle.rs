@@ -304,7 +304,7 @@ proptest! {
         (sets, removes) in (vec((word(), word()), 0..3), vec(word(), 0..3)),
         clear_route_cache in any::<bool>(),
         strings in option::of((word(), vec((word(), word()), 0..3))),
-        mode in option::of((0u64..5, 0u64..5)),
+        mode in option::of((0u64..5, 0u64..5, any::<bool>())),
         (change, parts, end_of_stream) in (0..3, vec(bytes(), 1..4), any::<bool>()),
     ) {
         let direction = if request_path { Direction::Request } else { Direction::Response };
@@ -315,9 +315,10 @@ proptest! {
             let strings = strings.iter().map(|(key, value)| (&**key, &**value));
             changes.metadata = answer::metadata(namespace, strings);
         }
-        changes.mode = mode.map(|(request, response)| ModeOverride {
+        changes.mode = mode.map(|(request, response, response_head)| ModeOverride {
             request_body: mode_of(request),
             response_body: mode_of(response),
+            response_head,
         });
         let parts: Segments = parts.into_iter().map(Bytes::from).collect();
         let body = match change {
@@ -366,7 +367,7 @@ proptest! {
         let meant = ProcessingResponse {
             response: Some(response),
             dynamic_metadata: strings.map(|(namespace, strings)| struct_of(namespace, strings)),
-            mode_override: mode.filter(|_| kind != 2).map(|(request, response)| override_of(request, response)),
+            mode_override: mode.filter(|_| kind != 2).map(override_of),
             ..ProcessingResponse::default()
         };
         prop_assert_eq!(ProcessingResponse::decode(&*written.concat()), Ok(meant));
@@ -417,9 +418,10 @@ fn mode_of(number: u64) -> BodyMode {
     [None, Streamed, Buffered, BufferedPartial, FullDuplexStreamed][number as usize]
 }
 
-fn override_of(request: u64, response: u64) -> ProcessingMode {
+fn override_of((request, response, response_head): (u64, u64, bool)) -> ProcessingMode {
     let trailers = |mode| i32::from(matches!(mode, 1 | 4));
     ProcessingMode {
+        response_header_mode: i32::from(response_head),
         request_body_mode: request as i32,
         response_body_mode: response as i32,
         request_trailer_mode: trailers(request),

@@ -166,6 +166,10 @@ impl Stream<'_> {
             let wanted = String::from_utf8_lossy(wanted);
             intake.restrict(wanted.split(',').map(|endpoint| endpoint.trim().to_owned()).collect());
         }
+        if intake.may_rename() {
+            // The name must be put back into the answer, so that one is to be seen.
+            self.machine.show_answer();
+        }
         self.phase = Phase::Intake(Box::new(intake));
         self.due(rest)
     }

@@ -80,6 +80,12 @@ impl Catalog {
         !self.models.is_empty() || !self.rewrites.is_empty() || self.rewrite_any.is_some()
     }
 
+    /// Whether some model becomes another.
+    #[must_use]
+    pub fn may_rename(&self) -> bool {
+        !self.targets.is_empty()
+    }
+
     /// Whether the operator speaks of `model`: then it is good, whatever endpoints say that they serve.
     #[must_use]
     pub fn names(&self, model: &str) -> bool {

@@ -270,9 +270,10 @@ pub(crate) fn read(answer: &Segments) -> String {
         let send = |trailers| if trailers == 1 { "+trailers" } else { "" };
         write!(
             words,
-            " send({:?}{}, {:?}{})",
+            " send({:?}{}, {}{:?}{})",
             mode.request_body_mode(),
             send(mode.request_trailer_mode),
+            if mode.response_header_mode == 1 { "head+" } else { "" },
             mode.response_body_mode(),
             send(mode.response_trailer_mode)
         )

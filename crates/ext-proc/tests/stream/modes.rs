@@ -223,6 +223,24 @@ fn an_envoy_that_does_not_tell_its_modes_gets_the_pick_with_the_headers() {
 }
 
 #[test]
+fn an_answers_head_is_asked_for_where_the_answer_may_not_be_shown() {
+    let cases = [
+        (BufferedPartial, NoBody, "request headers send(BufferedPartial, head+None)"),
+        (BufferedPartial, Streamed, "request headers"),
+    ];
+    for (request, response, answered) in cases {
+        let mut stream = Stream::new(request, response);
+        stream.step(post());
+        stream.machine.show_answer();
+        assert_eq!(stream.answers(), [answered]);
+        stream.machine.show_answer();
+        stream.step(body_end("abcdefghij"));
+        stream.step(Step::Pick);
+        assert_eq!(stream.answers(), [with_pick("request body")], "too late");
+    }
+}
+
+#[test]
 fn an_answers_body_is_asked_for_where_it_is_to_be_changed() {
     let cases = [
         (NoBody, "answer headers -content-length send(None, Streamed+trailers)"),
