@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from harness import pages
 from harness.errors import assert_error
 from harness.manifests import QUEUE_CAPACITY, QUEUE_TTL, QUEUEING, ManifestFile, pool_v1, slice_of
 from harness.upstream import MetricsFault, Upstream, scraped_again
@@ -367,3 +369,19 @@ def test_hundreds_that_wait_are_all_served(house):
         thread.join()
     assert answers == [200] * 300
     assert len(house.prompts()) == 300
+
+
+def test_what_an_engine_does_not_show_yet_counts_as_waiting(house):
+    """An engine counts at each of its steps: between two its page says what was, however often it is asked."""
+    house = house()
+    (server,) = house.servers
+    house.tell(kv_usage=0.1)
+    server.page = lambda load: pages.vllm(replace(load, running=0))
+    server.held = True
+    scraped_again([server])
+    asked = [house.ask(f"{number}") for number in range(30)]
+    until(lambda: house.waiting() >= 18, within=10, what="most of them wait")
+    # What is never shown is not waited for: six more a second.
+    assert len(server.requests) <= 2 * (ONE_AT_A_TIME + 1)
+    server.held = False
+    assert [each.result().status_code for each in asked] == [200] * 30

@@ -69,10 +69,27 @@ class Vllm:
             assert self.process.poll() is None, f"vLLM ended: {self.log.read_text()[-3000:]}"
             try:
                 if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    return
+                    return self._give_way()
             except httpx.HTTPError:
                 time.sleep(0.5)
         raise TimeoutError(f"vLLM did not start in {START_S} s: {self.log.read_text()[-3000:]}")
+
+    def _give_way(self):
+        """The engine's processes run only while nobody else wants to. They spin while they wait for each other: on two cores
+        (Linux 6.18) everything else stood still for seconds, vLLM's own metrics page and the tests among it."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if not (process / "comm").read_text().startswith("VLLM::") or not self._is_mine(int(process.name)):
+                    continue
+                for thread in (process / "task").iterdir():
+                    os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+            except (ProcessLookupError, FileNotFoundError):
+                continue
+
+    def _is_mine(self, process: int) -> bool:
+        """The leash is the parent of its session's leader."""
+        leader = Path(f"/proc/{os.getsid(process)}/stat").read_text()
+        return int(leader.rsplit(")", 1)[1].split()[1]) == self.process.pid
 
     def counter(self, name: str) -> float:
         """A counter of vLLM's own page, summed over its series."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from statistics import median
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 CHAT = "/v1/chat/completions"
 CLASSES = {"critical": 100, "standard": 0, "sheddable": -100}
 OF_EACH = 20
+FILLERS_MAX = 200
 SEQUENCES = 4
 """That a server runs at once (conftest.py)."""
 IN_FLIGHT_MAX = 16
@@ -66,8 +67,8 @@ def through_envoy(example: str, servers, folder) -> Iterator[tuple[httpx.Client,
 @pytest.mark.parametrize("door", ["gateway", *MODES])
 def test_the_important_go_first_and_little_waits_in_the_engines(door, servers, start, tmp_path):
     house = through_the_gateway(servers, tmp_path, start) if door == "gateway" else through_envoy(door, servers, tmp_path)
-    with house as (client, metrics), ThreadPoolExecutor(4 * OF_EACH) as clients:
-        served: dict[str, list[float]] = {name: [] for name in CLASSES}
+    with house as (client, metrics), ThreadPoolExecutor(FILLERS_MAX + 3 * OF_EACH) as clients:
+        served: dict[str, list[float]] = {name: [] for name in ("filler", *CLASSES)}
 
         def ask(name: str) -> None:
             body = {"model": "tiny", "messages": [{"role": "user", "content": name}], "max_tokens": 200, "ignore_eos": True}
@@ -78,8 +79,13 @@ def test_the_important_go_first_and_little_waits_in_the_engines(door, servers, s
         def waiting() -> float:
             return metrics().value("inference_extension_flow_control_queue_size")
 
-        fillers = [clients.submit(ask, "sheddable") for _ in range(OF_EACH)]
-        until(lambda: waiting() > 0, within=60, what="the servers are saturated")
+        fillers: list[Future] = []
+
+        def saturated() -> bool:
+            fillers.append(clients.submit(ask, "filler"))
+            return waiting() > 0
+
+        until(saturated, within=60, what="the servers are saturated")
         asked = [clients.submit(ask, name) for name in ("standard", "critical", "sheddable") for _ in range(OF_EACH)]
         deepest = 0.0
         while not all(request.done() for request in asked):

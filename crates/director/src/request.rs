@@ -387,6 +387,11 @@ impl Exchange {
         self.ending.set_request_bytes(bytes);
     }
 
+    /// The present endpoint has, or is about to have, the whole request. May be said more than once.
+    pub fn delivered(&self) {
+        self.pick.booking.delivered();
+    }
+
     /// The present endpoint failed before its first byte.
     pub fn failed(&mut self, failure: Failure) {
         let endpoint = self.endpoint();

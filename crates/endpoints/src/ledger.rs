@@ -14,6 +14,7 @@ use crate::endpoint::Endpoint;
 #[derive(Debug, Default)]
 pub struct Ledger {
     requests: AtomicU32,
+    unanswered: AtomicU32,
     prefill_tokens: AtomicU64,
     last_booked: AtomicU64,
     /// Set while the scraper sleeps out its idle interval: the next booking wakes it, so that load is read while it lasts.
@@ -27,6 +28,9 @@ pub struct Ledger {
 pub struct Booking {
     endpoint: Arc<Endpoint>,
     prefill_tokens: u64,
+    /// Counted among the unanswered.
+    delivered: AtomicBool,
+    answered: bool,
 }
 
 impl Ledger {
@@ -34,6 +38,12 @@ impl Ledger {
     #[must_use]
     pub fn requests(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Requests that the endpoint has whole and whose first byte has not come yet: so many at least run or wait there.
+    #[must_use]
+    pub fn unanswered(&self) -> u32 {
+        self.unanswered.load(Ordering::Relaxed)
     }
 
     /// Prompt tokens of requests whose first byte has not come yet.
@@ -78,10 +88,13 @@ impl Ledger {
     }
 
     fn release_request(&self) {
-        let before = self
-            .requests
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(1)));
-        debug_assert!(before.is_ok_and(|before| before >= 1), "request released twice");
+        let before = decrement(&self.requests);
+        debug_assert!(before >= 1, "request released twice");
+    }
+
+    fn release_unanswered(&self) {
+        let before = decrement(&self.unanswered);
+        debug_assert!(before >= 1, "an unanswered request released twice");
     }
 }
 
@@ -91,7 +104,8 @@ impl Booking {
     /// `sequence` numbers the bookings of a set from 1 upwards; [`EndpointSet::book`](crate::EndpointSet::book) draws it.
     pub fn book(endpoint: &Arc<Endpoint>, prefill_tokens: u64, sequence: u64) -> Self {
         endpoint.ledger.take(prefill_tokens, sequence);
-        Self { endpoint: Arc::clone(endpoint), prefill_tokens }
+        let delivered = AtomicBool::new(false);
+        Self { endpoint: Arc::clone(endpoint), prefill_tokens, delivered, answered: false }
     }
 
     /// The endpoint that this is booked on.
@@ -100,8 +114,19 @@ impl Booking {
         &self.endpoint
     }
 
+    /// The endpoint has, or is about to have, the whole request. Later calls do nothing, nor do calls after the first byte.
+    pub fn delivered(&self) {
+        if !self.answered && !self.delivered.swap(true, Ordering::Relaxed) {
+            self.endpoint.ledger.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The first byte of the answer came: the prompt is computed, its tokens are released. Later calls do nothing.
     pub fn first_byte(&mut self) {
+        self.answered = true;
+        if std::mem::take(self.delivered.get_mut()) {
+            self.endpoint.ledger.release_unanswered();
+        }
         let tokens = std::mem::take(&mut self.prefill_tokens);
         if tokens > 0 {
             self.endpoint.ledger.release_prefill(tokens);
@@ -115,6 +140,12 @@ impl Drop for Booking {
         self.endpoint.ledger.release_request();
         self.endpoint.tell_freed();
     }
+}
+
+/// Takes one away, down to 0; what there was.
+fn decrement(count: &AtomicU32) -> u32 {
+    let fewer = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(1)));
+    fewer.unwrap_or_else(|before| before)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::metrics::PageError;
 use crate::set::{EndpointSet, Update};
 
 mod client;
+mod lag;
 mod stats;
 mod tls;
 mod worker;

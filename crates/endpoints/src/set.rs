@@ -286,8 +286,10 @@ impl Writer {
             Update::Scrape { runtime, scraped, .. } => {
                 if self.runtime.is_none_or(|in_force| in_force == runtime) {
                     member.scrape_concluded = true;
-                    if let Some(scraped) = scraped.as_ref().filter(|scraped| scraped.tells_room()) {
-                        member.entry.endpoint.had_room_at(scraped.in_flight_then);
+                    let endpoint = &member.entry.endpoint;
+                    let unanswered = endpoint.ledger.unanswered();
+                    if let Some(scraped) = scraped.as_ref().filter(|scraped| scraped.tells_room(unanswered)) {
+                        endpoint.had_room_at(scraped.in_flight_then);
                     }
                     member.entry.scraped = scraped.or(member.entry.scraped.take());
                 }

@@ -26,6 +26,9 @@ pub struct Scraped {
     /// Our own requests on the endpoint while the page was made: the larger of the ledger when the scrape was sent and
     /// when the page had come. So much of the page's running and waiting is ours.
     pub in_flight_then: u32,
+    /// Our unanswered requests that neither this page nor any of the second before it showed. Pages lag behind by a step
+    /// of the engine; what is not shown for so long is not waited for.
+    pub never_shown: u32,
 }
 
 /// One endpoint and what was last read from it.
@@ -64,6 +67,8 @@ struct Page {
     foreign: u32,
     waiting: u32,
     ours_then: u32,
+    /// Running and waiting, and what is never shown.
+    shown: u32,
     kv_usage_ratio: f32,
 }
 
@@ -116,9 +121,10 @@ impl Room {
 }
 
 impl Scraped {
-    /// Whether the page says, of itself, that the endpoint has room.
-    pub(crate) fn tells_room(&self) -> bool {
-        self.metrics.waiting <= WAITING_WITH_ROOM_MAX && self.metrics.kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX
+    /// Whether the page says that the endpoint has room though so many of our requests are unanswered.
+    pub(crate) fn tells_room(&self, unanswered: u32) -> bool {
+        let page = Page::new(Some(self));
+        has_room(page.waiting.saturating_add(page.unseen(unanswered)), self.metrics.kv_usage_ratio)
     }
 }
 
@@ -171,9 +177,11 @@ impl Snapshot {
 
     /// Writes into `out`, in entry order, which entries have room at `now`, over whatever it held.
     ///
-    /// With `W`, `L`, `L0` as in [`Entry::load`] and a scrape at most [`STALE_AFTER`] old an endpoint has room when
-    /// `max(0, W + L - L0) <= 5` and its KV use is at most 0.8: what we added since the scrape is taken to wait, so
-    /// that a burst between two scrapes does not pile up in an engine. Without such a scrape it has room while `L` is
+    /// With `R`, `W`, `L`, `L0` as in [`Entry::load`], `U` our requests that the endpoint has whole and has not begun to
+    /// answer, and a scrape at most [`STALE_AFTER`] old, an endpoint has room when `max(0, W + max(L - L0, U - R - W)) <= 5`
+    /// and its KV use is at most 0.8. What we added since the scrape is taken to wait, and so is what the page does not
+    /// show yet (an engine counts once a step, and a step may outlast many scrapes), so that a burst does not pile up in
+    /// an engine; but for what is [never shown](Scraped::never_shown). Without such a scrape it has room while `L` is
     /// below [`Endpoint::in_flight_unknown_max`]. One left out after failures has none, unless all are.
     pub fn read_room(&self, now: Duration, out: &mut Vec<bool>) -> Room {
         out.clear();
@@ -213,14 +221,23 @@ impl Snapshot {
 
 impl Page {
     fn new(scraped: Option<&Scraped>) -> Self {
-        let Some(Scraped { at, metrics, in_flight_then }) = scraped else {
-            return Self { stale_at_ns: 0, foreign: 0, waiting: 0, ours_then: 0, kv_usage_ratio: 0.0 };
+        let Some(Scraped { at, metrics, in_flight_then, never_shown }) = scraped else {
+            return Self {
+                stale_at_ns: 0,
+                foreign: 0,
+                waiting: 0,
+                ours_then: 0,
+                shown: 0,
+                kv_usage_ratio: 0.0,
+            };
         };
+        let on_it = metrics.running.saturating_add(metrics.waiting);
         Self {
             stale_at_ns: nanos(*at + STALE_AFTER) + 1,
-            foreign: metrics.running.saturating_add(metrics.waiting).saturating_sub(*in_flight_then),
+            foreign: on_it.saturating_sub(*in_flight_then),
             waiting: metrics.waiting,
             ours_then: *in_flight_then,
+            shown: on_it.saturating_add(*never_shown),
             kv_usage_ratio: metrics.kv_usage_ratio,
         }
     }
@@ -231,9 +248,16 @@ impl Page {
         if now_ns >= self.stale_at_ns {
             return (ours < endpoint.in_flight_unknown_max(), false);
         }
-        let waiting = self.waiting.saturating_add(ours).saturating_sub(self.ours_then);
-        let has_room = waiting <= WAITING_WITH_ROOM_MAX && self.kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX;
-        (has_room, true)
+        let since = self.waiting.saturating_add(ours).saturating_sub(self.ours_then);
+        let unseen = self.unseen(endpoint.ledger.unanswered());
+        // Nothing unseen says nothing: what ended since the page makes room.
+        let waiting = if unseen == 0 { since } else { since.max(self.waiting.saturating_add(unseen)) };
+        (has_room(waiting, self.kv_usage_ratio), true)
+    }
+
+    /// Of our unanswered requests those that the page did not show.
+    fn unseen(&self, unanswered: u32) -> u32 {
+        unanswered.saturating_sub(self.shown)
     }
 
     // Inlined, a load is written straight into the reader's buffer; by way of the stack it takes three times as long.
@@ -260,6 +284,10 @@ impl Page {
             standing: if left_out { LoadStanding::LeftOut } else { known },
         }
     }
+}
+
+fn has_room(waiting: u32, kv_usage_ratio: f32) -> bool {
+    waiting <= WAITING_WITH_ROOM_MAX && kv_usage_ratio <= KV_USAGE_WITH_ROOM_MAX
 }
 
 /// Nanoseconds since the epoch; they last for five centuries.

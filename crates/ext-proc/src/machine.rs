@@ -306,6 +306,12 @@ impl Machine {
         left
     }
 
+    /// Whether the end of the request has come.
+    #[must_use]
+    pub fn request_is_whole(&self) -> bool {
+        self.request.at_end()
+    }
+
     /// Bytes of memory that bodies hold now.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {

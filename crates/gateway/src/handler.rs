@@ -228,6 +228,7 @@ impl Gateway {
         if upload.failure().is_some() {
             return;
         }
+        exchange.delivered();
         sleep(if exchange.is_streamed() { self.limits.first_byte } else { self.limits.unstreamed }).await;
     }
 

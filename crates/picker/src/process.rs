@@ -105,6 +105,11 @@ impl Stream<'_> {
                 }
                 Ok(Some(intake)) => self.route(call, *intake).await?,
             }
+            if let Phase::Sent(exchange) = &self.phase
+                && self.machine.request_is_whole()
+            {
+                exchange.delivered();
+            }
             self.send_answers(call).await?;
         }
         Ok(())

@@ -15,13 +15,15 @@ fn endpoint() -> Arc<Endpoint> {
     Arc::new(Endpoint::new(Slot::new(0), spec))
 }
 
-fn counts(endpoint: &Endpoint) -> (u32, u64) {
-    (endpoint.ledger.requests(), endpoint.ledger.prefill_tokens())
+fn counts(endpoint: &Endpoint) -> (u32, u32, u64) {
+    let ledger = &endpoint.ledger;
+    (ledger.requests(), ledger.unanswered(), ledger.prefill_tokens())
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Book(u64),
+    Deliver(usize),
     FirstByte(usize),
     Drop(usize),
     /// The task that holds it panics.
@@ -31,6 +33,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u64..5000).prop_map(Step::Book),
+        3 => any::<usize>().prop_map(Step::Deliver),
         2 => any::<usize>().prop_map(Step::FirstByte),
         2 => any::<usize>().prop_map(Step::Drop),
         1 => any::<usize>().prop_map(Step::Panic),
@@ -48,18 +51,23 @@ proptest! {
     #[test]
     fn the_ledger_holds_what_the_bookings_hold(steps in prop::collection::vec(step(), 0..100)) {
         let endpoint = endpoint();
-        // Each booking with the tokens that it should still hold.
-        let mut held: Vec<(Booking, u64)> = Vec::new();
+        // Each booking with the tokens that it should still hold, and whether it should be awaited, answered or neither.
+        let mut held: Vec<(Booking, u64, Option<bool>)> = Vec::new();
         for (sequence, step) in (1..).zip(steps) {
             match step {
                 Step::Book(tokens) => {
-                    held.push((Booking::book(&endpoint, tokens, sequence), tokens));
+                    held.push((Booking::book(&endpoint, tokens, sequence), tokens, None));
                     prop_assert_eq!(endpoint.ledger.last_booked(), sequence);
                 }
-                Step::FirstByte(which) => if let Some((mut booking, _)) = pick(&mut held, which) {
+                Step::Deliver(which) => if let Some((booking, tokens, answered)) = pick(&mut held, which) {
+                    booking.delivered();
+                    booking.delivered();
+                    held.push((booking, tokens, answered.or(Some(false))));
+                },
+                Step::FirstByte(which) => if let Some((mut booking, ..)) = pick(&mut held, which) {
                     booking.first_byte();
                     booking.first_byte();
-                    held.push((booking, 0));
+                    held.push((booking, 0, Some(true)));
                 },
                 Step::Drop(which) => drop(pick(&mut held, which)),
                 Step::Panic(which) => if let Some(held) = pick(&mut held, which) {
@@ -71,11 +79,12 @@ proptest! {
                     prop_assert!(unwound.is_err());
                 },
             }
-            let tokens = held.iter().map(|(_, tokens)| tokens).sum::<u64>();
-            prop_assert_eq!(counts(&endpoint), (held.len() as u32, tokens));
+            let tokens = held.iter().map(|(_, tokens, _)| tokens).sum::<u64>();
+            let unanswered = held.iter().filter(|(.., answered)| *answered == Some(false)).count();
+            prop_assert_eq!(counts(&endpoint), (held.len() as u32, unanswered as u32, tokens));
         }
         drop(held);
-        prop_assert_eq!(counts(&endpoint), (0, 0));
+        prop_assert_eq!(counts(&endpoint), (0, 0, 0));
     }
 }
 
@@ -97,7 +106,7 @@ fn bookings_from_many_threads_leave_nothing_behind() {
             });
         }
     });
-    assert_eq!(counts(&endpoint), (0, 0));
+    assert_eq!(counts(&endpoint), (0, 0, 0));
     assert_eq!(endpoint.ledger.last_booked(), 20_000);
 }
 
@@ -115,7 +124,7 @@ fn a_booking_outlives_the_endpoints_membership() {
     let booking = Booking::book(&endpoint, 10, 1);
     let weak = Arc::downgrade(&endpoint);
     drop(endpoint);
-    assert_eq!(counts(booking.endpoint()), (1, 10));
+    assert_eq!(counts(booking.endpoint()), (1, 0, 10));
     drop(booking);
     assert!(weak.upgrade().is_none());
 }

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::client::{Connection, FetchError, Origin, Security};
+use super::lag::Lag;
 use super::tls::TlsConfigs;
 use super::{Pace, ScrapeConfig, ScrapeError, changed};
 use crate::clock::Clock;
@@ -59,11 +60,12 @@ impl Worker {
         let mut connection: Option<Connection> = None;
         let mut jitter = Jitter::new(&endpoint);
         let mut log = FailureLog::default();
+        let mut lag = Lag::default();
         loop {
             let config = self.config.borrow_and_update().clone();
             let connection = self.towards(metrics_origin(&endpoint, &config), &mut connection);
             let (sent, booked) = (Instant::now(), endpoint.ledger.last_booked());
-            let ours_then = endpoint.ledger.requests();
+            let (ours_then, unanswered) = (endpoint.ledger.requests(), endpoint.ledger.unanswered());
             let page = self.within_timeout(read_page(connection, &config)).await;
             let (at, took) = (self.clock.now(), sent.elapsed());
             let in_flight_then = ours_then.max(endpoint.ledger.requests());
@@ -72,7 +74,13 @@ impl Worker {
                 Ok(_) => endpoint.scrapes.succeeded(at, took),
                 Err(error) => endpoint.scrapes.failed_with(error, at),
             }
-            let scraped = page.ok().map(|metrics| Arc::new(Scraped { at, metrics, in_flight_then }));
+            let unanswered = unanswered.min(endpoint.ledger.unanswered());
+            let mut unseen = 0;
+            let scraped = page.ok().map(|metrics| {
+                unseen = unanswered.saturating_sub(metrics.running.saturating_add(metrics.waiting));
+                let never_shown = lag.note(at, unseen);
+                Arc::new(Scraped { at, metrics, in_flight_then, never_shown })
+            });
             let update = Update::Scrape { id: endpoint.id, runtime: config.runtime, scraped };
             if self.updates.send(update).await.is_err() {
                 return;
@@ -87,6 +95,8 @@ impl Worker {
             tokio::select! {
                 () = sleep_until(sent + self.pace.idle.mul_f64(share)) => {}
                 () = next_if_booked => {}
+                // The page will show them any moment.
+                () = sleep_until(sent + busy), if unseen > 0 => {}
                 () = changed(&mut self.config) => {}
             }
         }

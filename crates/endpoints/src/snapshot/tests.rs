@@ -15,7 +15,7 @@ fn entry() -> Entry {
 
 fn scraped_entry(at: Duration, waiting: u32, running: u32, in_flight_then: u32) -> Entry {
     let metrics = EngineMetrics { waiting, running, kv_usage_ratio: 0.5, ..EngineMetrics::default() };
-    Entry { scraped: Some(Arc::new(Scraped { at, metrics, in_flight_then })), ..entry() }
+    Entry { scraped: Some(Arc::new(Scraped { at, metrics, in_flight_then, never_shown: 0 })), ..entry() }
 }
 
 fn book(entry: &Entry, requests: u32) -> Vec<Booking> {
@@ -123,7 +123,7 @@ fn read_loads_replaces_what_the_buffer_held() {
 fn lora_counts_where_adapters_can_be_loaded() {
     let with_max = |max| {
         let metrics = EngineMetrics { lora: Some(Lora { max, active: vec![] }), ..EngineMetrics::default() };
-        let scraped = Scraped { at: Duration::ZERO, metrics, in_flight_then: 0 };
+        let scraped = Scraped { at: Duration::ZERO, metrics, in_flight_then: 0, never_shown: 0 };
         Snapshot::new(vec![entry(), Entry { scraped: Some(Arc::new(scraped)), ..entry() }], 1)
     };
     assert!(with_max(1).reports_lora);
@@ -186,7 +186,12 @@ fn room_is_at_most_five_waiting_and_four_fifths_of_the_cache() {
     let full_cache = |kv_usage_ratio| {
         let metrics = EngineMetrics { kv_usage_ratio, ..EngineMetrics::default() };
         Entry {
-            scraped: Some(Arc::new(Scraped { at: Duration::ZERO, metrics, in_flight_then: 0 })),
+            scraped: Some(Arc::new(Scraped {
+                at: Duration::ZERO,
+                metrics,
+                in_flight_then: 0,
+                never_shown: 0,
+            })),
             ..entry()
         }
     };
@@ -208,6 +213,25 @@ fn what_was_booked_since_a_scrape_counts_as_waiting_and_what_ended_makes_room() 
     );
     bookings.truncate(8);
     assert_eq!(room(&[idle], Duration::ZERO).0, [true]);
+}
+
+#[test]
+fn what_an_engine_has_and_does_not_show_yet_counts_as_waiting() {
+    // Two run by its last step, though it has had eight for a while: six wait.
+    let lagging = scraped_entry(Duration::ZERO, 0, 2, 8);
+    let mut bookings = book(&lagging, 8);
+    assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [true], "they are on their way");
+    bookings.iter().for_each(Booking::delivered);
+    assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [false]);
+    bookings[0].first_byte();
+    assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [true], "one less is to be shown");
+    let Some(scraped) = &lagging.scraped else { panic!("it was scraped") };
+    assert!(!scraped.tells_room(8) && scraped.tells_room(7));
+    let never_shown =
+        Entry { scraped: Some(Arc::new(Scraped { never_shown: 6, ..(**scraped).clone() })), ..lagging };
+    bookings.extend(book(&never_shown, 5));
+    bookings.iter().for_each(Booking::delivered);
+    assert_eq!(room(&[never_shown], Duration::ZERO).0, [true], "what is never shown is not waited for");
 }
 
 #[test]
