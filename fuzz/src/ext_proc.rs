@@ -54,7 +54,7 @@ struct Play {
     ended: u32,
     broken: bool,
     refused: bool,
-    /// Whether Envoy is spoken to, once a message has told.
+    /// Whether Envoy is spoken to, once a message has told: not any more after one that it only lets us watch.
     spoken_to: Option<bool>,
 }
 
@@ -105,7 +105,7 @@ impl Play {
         }
         let over = self.broken || self.refused;
         if let Ok(ours) = &ours {
-            self.spoken_to.get_or_insert(!ours.observed);
+            self.spoken_to = Some(self.spoken_to.unwrap_or(true) && !ours.observed);
         }
         let event = self.machine.receive(bytes);
         if over {
@@ -141,7 +141,8 @@ impl Play {
     }
 
     fn pick(&mut self, rewrite: Option<Rewrite>) {
-        let long_enough = rewrite.as_ref().is_none_or(|it| it.span.end as u64 <= self.machine.request_bytes());
+        let long_enough =
+            rewrite.as_ref().is_none_or(|it| it.span.end as u64 <= self.machine.request_bytes());
         let rewrite = rewrite.filter(|_| long_enough);
         self.renamed |= rewrite.is_some();
         self.decided |= self.began && self.ended == 0;
@@ -159,7 +160,8 @@ impl Play {
     fn hear(&mut self) {
         while let Some(answer) = self.machine.next_answer() {
             assert_eq!(self.spoken_to, Some(true), "an answer to one who only lets us watch");
-            let answer = ProcessingResponse::decode(&*answer.concat()).expect("an answer that Envoy can read");
+            let answer =
+                ProcessingResponse::decode(&*answer.concat()).expect("an answer that Envoy can read");
             match answer.response {
                 Some(Response::RequestBody(body)) => self.request.body_answered(body),
                 Some(Response::ResponseBody(body)) => self.answer.body_answered(body),
@@ -181,11 +183,14 @@ fn same(ours: &Message, theirs: &ProcessingRequest) {
     let headers = |ours: &Headers, theirs: &envoy_types::pb::envoy::service::ext_proc::v3::HttpHeaders| {
         assert_eq!(ours.end_of_stream, theirs.end_of_stream);
         let mut list = Vec::new();
-        ours.map.for_each(|name, value| list.push((name.to_vec(), value.to_vec()))).expect("it is as Envoy writes it");
+        ours.map
+            .for_each(|name, value| list.push((name.to_vec(), value.to_vec())))
+            .expect("it is as Envoy writes it");
         let theirs = theirs.headers.iter().flat_map(|map| &map.headers);
         let theirs: Vec<_> = theirs
             .map(|header| {
-                let value = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
+                let value =
+                    if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
                 (header.key.as_bytes().to_vec(), value.to_vec())
             })
             .collect();
@@ -196,7 +201,9 @@ fn same(ours: &Message, theirs: &ProcessingRequest) {
         | (Some(Part::RequestTrailers), Some(Request::RequestTrailers(_)))
         | (Some(Part::ResponseTrailers), Some(Request::ResponseTrailers(_))) => {}
         (Some(Part::RequestHeaders(ours)), Some(Request::RequestHeaders(theirs)))
-        | (Some(Part::ResponseHeaders(ours)), Some(Request::ResponseHeaders(theirs))) => headers(ours, theirs),
+        | (Some(Part::ResponseHeaders(ours)), Some(Request::ResponseHeaders(theirs))) => {
+            headers(ours, theirs)
+        }
         (Some(Part::RequestBody(ours)), Some(Request::RequestBody(theirs)))
         | (Some(Part::ResponseBody(ours)), Some(Request::ResponseBody(theirs))) => {
             assert_eq!((&ours.bytes[..], ours.end_of_stream), (&theirs.body[..], theirs.end_of_stream));

@@ -12,6 +12,7 @@ import pytest
 
 from harness import pages
 from harness.errors import assert_error
+from harness.http2 import Http2
 from harness.manifests import QUEUE_CAPACITY, QUEUE_TTL, QUEUEING, ManifestFile, pool_v1, slice_of
 from harness.upstream import MetricsFault, Upstream, scraped_again
 from harness.wait import holds, until
@@ -385,3 +386,62 @@ def test_what_an_engine_does_not_show_yet_counts_as_waiting(house):
     assert len(server.requests) <= 2 * (ONE_AT_A_TIME + 1)
     server.held = False
     assert [each.result().status_code for each in asked] == [200] * 30
+
+
+def test_a_burst_of_10000_waits_and_is_served(house):
+    """40 clients with 250 requests each, over HTTP/2."""
+    house = house({QUEUE_TTL: "5m"}, "--streams-max", 250, servers=2)
+    house.saturate()
+    clients = [Http2(house.pointsman.gateway, timeout_s=120) for _ in range(40)]
+
+    def ask(client: Http2) -> None:
+        for number in range(250):
+            client.post("/v1/completions", b'{"model":"tiny","prompt":"%d"}' % number)
+
+    for asked in [house.clients.submit(ask, client) for client in clients]:
+        asked.result()
+    until(lambda: house.waiting() == 10_000, within=30, what="all of them wait")
+    late = house.ask("one more")
+    until(lambda: house.waiting() == 10_001, within=10, what="so does one more: nobody is in its way")
+    house.tell(0.1)
+    answered = [house.clients.submit(client.statuses, 250) for client in clients]
+    assert [set(each.result()) for each in answered] == [{200}] * 40
+    assert late.result().status_code == 200
+    assert house.waiting() == 0 and sum(len(server.requests) for server in house.servers) == 10_001
+    for client in clients:
+        client.close()
+
+
+def test_settings_change_under_load_and_every_request_has_its_answer(house):
+    house = house({QUEUE_TTL: "2s"}, servers=2)
+    over = threading.Event()
+
+    def ask(number: int) -> list[tuple[int, str]]:
+        answers = []
+        while not over.is_set():
+            objective = ("high", "plain", "low")[number % 3]
+            answer = house.pointsman.complete(f"{number} " * 50, headers={"x-gateway-inference-objective": objective})
+            answers.append((answer.status_code, answer.headers.get("x-pointsman-reason")))
+        return answers
+
+    asked = [house.clients.submit(ask, number) for number in range(60)]
+    changes = [
+        {QUEUEING: "enabled", QUEUE_TTL: "300ms"},
+        {QUEUEING: "enabled", QUEUE_CAPACITY: "2000"},
+        {QUEUEING: "disabled"},
+        {QUEUEING: "enabled"},
+        {QUEUEING: "enabled", QUEUE_TTL: "2s", QUEUE_CAPACITY: "1"},
+    ]
+    for number in range(20):
+        house.annotate(changes[number % len(changes)])
+        house.tell(FULL if number % 3 else 0.1, waiting=0)
+        time.sleep(0.4)
+    house.tell(0.1)
+    house.annotate({QUEUEING: "enabled"})
+    over.set()
+    answers = [answer for each in asked for answer in each.result()]
+    refusals = {(429, "queue_full"), (429, "queue_timeout"), (429, "shed")}
+    assert set(answers) <= {(200, None), *refusals}, set(answers)
+    assert refusals <= set(answers) and (200, None) in set(answers), set(answers)
+    assert house.waiting() == 0
+    until(lambda: house.pointsman.metrics().value("pointsman_endpoint_in_flight_requests") == 0, within=10, what="at rest")

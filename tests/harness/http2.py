@@ -7,17 +7,17 @@ from collections.abc import Callable
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RequestReceived, StreamEnded
+from h2.events import DataReceived, Event, RequestReceived, ResponseReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 
 
 class Http2:
     """A client of one connection."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 10) -> None:
         host, port = url.removeprefix("http://").split(":")
         self._authority = f"{host}:{port}"
-        self._socket = socket.create_connection((host, int(port)), timeout=10)
+        self._socket = socket.create_connection((host, int(port)), timeout=timeout_s)
         self._connection = H2Connection(H2Configuration(client_side=True))
         self._connection.initiate_connection()
         self._flush()
@@ -39,6 +39,16 @@ class Http2:
                 if isinstance(event, DataReceived) and event.stream_id == stream:
                     received += event.data
         return received
+
+    def statuses(self, count: int) -> list[int]:
+        """The statuses of that many answers, once all of them have ended."""
+        statuses, ended = [], 0
+        while ended < count:
+            for event in self._events():
+                if isinstance(event, ResponseReceived):
+                    statuses.append(int(dict(event.headers)[b":status"]))
+                ended += isinstance(event, (StreamEnded, StreamReset))
+        return statuses
 
     def cancel(self, stream: int) -> None:
         self._connection.reset_stream(stream, ErrorCodes.CANCEL)

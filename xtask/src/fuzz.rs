@@ -43,13 +43,12 @@ enum Search {
     Runs(u32),
 }
 
-/// What CI does: the code in `fuzz/` is in form, and a short run of every target finds nothing. The run is the same on
+/// What CI does: the code in `fuzz/` passes its lints, and a short run of every target finds nothing. The run is the same on
 /// every machine: what it finds comes from what was changed, not from luck.
 ///
 /// # Errors
-/// A fault of form, or a finding.
+/// A lint, or a finding.
 pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
-    must_succeed(cargo(root).args(["fmt", "--check"]))?;
     must_succeed(cargo(root).args(["clippy", "--quiet", "--release", "--", "-D", "warnings"]))?;
     search(root, None, Search::Runs(TEST_RUNS))
 }

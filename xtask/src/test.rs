@@ -38,6 +38,7 @@ impl Steps<'_> {
     /// What needs nothing installed. False at the first step that fails, here and below.
     fn fast(&mut self) -> anyhow::Result<bool> {
         Ok(self.cargo("format", &["fmt", "--all", "--check"])?
+            && self.cargo("format, fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])?
             && self.check("layers", "cargo xtask layers", layers::check)
             && self.check("documents", "cargo xtask docs --check", docs::check)
             && self.cargo(

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// 58 KB, as a real server gives them.
+/// 58 KB, as a real server gives them; under load then, idle as [`idle`] makes it.
 const METRICS: &str = include_str!("../../../tests/data/vllm-0.32-metrics.txt");
 const REQUEST_BYTES_MAX: usize = 16 << 10;
 
@@ -103,10 +103,23 @@ impl Pages {
         let models =
             format!(r#"{{"object":"list","data":[{{"id":"{model}","object":"model","owned_by":"bench"}}]}}"#);
         Pages {
-            metrics: page("text/plain; version=1.0.0; charset=utf-8", METRICS),
+            metrics: page("text/plain; version=1.0.0; charset=utf-8", &idle(METRICS)),
             models: page("application/json", &models),
         }
     }
+}
+
+/// The page of a server on which nothing runs: no request of ours ever reaches one.
+fn idle(page: &str) -> String {
+    const LOADS: [&str; 3] =
+        ["vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{"];
+    let mut idle = String::with_capacity(page.len());
+    for line in page.lines() {
+        let load = LOADS.iter().any(|load| line.starts_with(load));
+        let (series, value) = line.rsplit_once(' ').unwrap_or((line, ""));
+        let _ = writeln!(idle, "{series} {}", if load { "0.0" } else { value });
+    }
+    idle
 }
 
 async fn serve(listener: TcpListener, pages: Arc<Pages>) -> std::io::Result<()> {

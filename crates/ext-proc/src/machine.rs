@@ -51,7 +51,7 @@ pub enum Event {
     },
     /// A part of the request's body, to decide by.
     RequestBody {
-        /// The bytes; none where trailers are the end.
+        /// The bytes; none only where this is the end.
         bytes: Bytes,
         /// What there is still to come before the decision.
         rest: Rest,
@@ -393,6 +393,9 @@ impl Machine {
             _ => Rest::Over,
         };
         self.life = rest.life();
+        if body.bytes.is_empty() && rest == Rest::Comes {
+            return Ok(Event::Nothing);
+        }
         Ok(Event::RequestBody { bytes: body.bytes, rest })
     }
 

@@ -57,7 +57,7 @@ fn full_duplex_tells_an_end_that_came_without_bytes() {
     Stream::new(FullDuplexStreamed, NoBody).plays(&[
         (post(), CHAT, &[]),
         (body("ab"), r#""ab": comes"#, &[]),
-        (body(""), r#""": comes"#, &[]),
+        (body(""), "", &[]),
         (body_end(""), r#""": over"#, &[]),
         (Step::Pick, "", &[&headers, r#"request body "ab", end"#]),
     ]);
