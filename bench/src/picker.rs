@@ -67,9 +67,12 @@ enum What {
         /// Requests at once.
         #[arg(long, default_value_t = 64)]
         count: usize,
-        /// `again` repeats one prompt in every round, so that from the second round on an endpoint holds it.
+        /// `held`: the same, and one request with it goes ahead, so that one endpoint holds it.
         #[arg(long, value_enum, default_value_t = BurstPrompts::Different)]
         prompts: BurstPrompts,
+        /// Bytes of each request's body.
+        #[arg(long, default_value_t = 1024)]
+        body: usize,
         #[command(flatten)]
         common: Common,
     },
@@ -84,7 +87,7 @@ enum What {
 enum BurstPrompts {
     Different,
     Same,
-    Again,
+    Held,
 }
 
 #[derive(Args)]
@@ -214,7 +217,9 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             let bench = Bench::new(common)?;
             steps::of(&step).iter().try_for_each(|step| runtime.block_on(bench.step(step)))
         }
-        What::Burst { count, prompts, common } => runtime.block_on(Bench::new(common)?.burst(count, prompts)),
+        What::Burst { count, prompts, body, common } => {
+            runtime.block_on(Bench::new(common)?.burst(count, prompts, body))
+        }
         What::Idle { common } => runtime.block_on(Bench::new(common)?.idle()),
     }
 }
@@ -312,9 +317,9 @@ impl Bench {
     }
 
     /// Bursts, a round each.
-    async fn burst(&self, count: usize, prompts: BurstPrompts) -> anyhow::Result<()> {
+    async fn burst(&self, count: usize, prompts: BurstPrompts, body_bytes: usize) -> anyhow::Result<()> {
         let subjects = self.subjects()?;
-        let title = format!("{count} at once, {} endpoints", self.common.endpoints);
+        let title = format!("{count} at once of {body_bytes} bytes, {} endpoints", self.common.endpoints);
         let columns = [
             "server",
             "round",
@@ -327,16 +332,17 @@ impl Bench {
         ];
         let table = Table::new(&title, &columns)?;
         let numbers = Arc::new(Numbers::default());
-        let first_seed = new_seed();
         for round in 1..=self.common.rounds.max(1) {
             tokio::time::sleep(SETTLE).await;
-            let seed = if matches!(prompts, BurstPrompts::Again) { first_seed } else { new_seed() };
-            let mut step = steps::burst();
+            let mut step = steps::burst(body_bytes);
             step.sharing =
                 if matches!(prompts, BurstPrompts::Different) { Sharing::Different } else { Sharing::Same };
-            let plan = self.plan(&step, seed);
+            let plan = self.plan(&step, new_seed());
             for subject in &subjects {
                 let connections = self.connect(subject).await?;
+                if matches!(prompts, BurstPrompts::Held) {
+                    burst(&connections, &plan, &numbers, 1).await?;
+                }
                 let mut samples = burst(&connections, &plan, &numbers, count).await?;
                 samples.pick.sort_unstable();
                 let picks: Vec<u64> = samples.picks.values().copied().collect();

@@ -96,8 +96,8 @@ pub(crate) fn suite() -> Vec<Step> {
 }
 
 /// A burst's requests.
-pub(crate) fn burst() -> Step {
-    Step::new("burst", KB, BodyMode::FullDuplexStreamed, Load::Closed { streams: 1 })
+pub(crate) fn burst(body_bytes: usize) -> Step {
+    Step::new("burst", body_bytes, BodyMode::FullDuplexStreamed, Load::Closed { streams: 1 })
 }
 
 /// The loads that the command line asks for: one for each size of body.
