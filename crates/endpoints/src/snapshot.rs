@@ -26,8 +26,8 @@ pub struct Scraped {
     /// Our own requests on the endpoint while the page was made: the larger of the ledger when the scrape was sent and
     /// when the page had come. So much of the page's running and waiting is ours.
     pub in_flight_then: u32,
-    /// Our unanswered requests that neither this page nor any of the second before it showed. Pages lag behind by a step
-    /// of the engine; what is not shown for so long is not waited for.
+    /// Our unanswered requests that neither this page nor any before it for a second showed; for 10 s where pages were seen
+    /// to count what we send. Pages lag behind by a step of the engine; what is not shown for so long is not waited for.
     pub never_shown: u32,
 }
 

@@ -77,8 +77,9 @@ impl Worker {
             let unanswered = unanswered.min(endpoint.ledger.unanswered());
             let mut unseen = 0;
             let scraped = page.ok().map(|metrics| {
-                unseen = unanswered.saturating_sub(metrics.running.saturating_add(metrics.waiting));
-                let never_shown = lag.note(at, unseen);
+                let counted = metrics.running.saturating_add(metrics.waiting);
+                unseen = unanswered.saturating_sub(counted);
+                let never_shown = lag.note(at, counted, unanswered);
                 Arc::new(Scraped { at, metrics, in_flight_then, never_shown })
             });
             let update = Update::Scrape { id: endpoint.id, runtime: config.runtime, scraped };
