@@ -1,10 +1,11 @@
 //! What queueing costs and what it brings: the core alone, fairness, three classes of requests at twice the capacity,
-//! memory while 10,000 prompts wait.
+//! the same beside a Go picker, memory while 10,000 prompts wait.
 //!
-//! `bench queue [core | fairness | classes | memory]`; all of them without a name.
+//! `bench queue [core | fairness | classes | peers | memory]`; all of them but `peers` without a name.
 
 mod classes;
 mod core;
+mod door;
 mod fairness;
 mod house;
 mod memory;
@@ -23,8 +24,9 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
             }
             "fairness" => fairness::run()?,
             "classes" => runtime.block_on(classes::run())?,
+            "peers" => runtime.block_on(classes::peers())?,
             "memory" => runtime.block_on(memory::run())?,
-            _ => bail!("usage: bench queue [{}]", all.join(" | ")),
+            _ => bail!("usage: bench queue [{} | peers]", all.join(" | ")),
         }
     }
     Ok(())

@@ -119,6 +119,7 @@ fn scrape(endpoint: &Endpoint) -> Update {
         kv_usage_ratio: (random >> 8 & 0xff) as f32 / 400.0,
         ..EngineMetrics::default()
     };
-    let scraped = Some(Arc::new(Scraped { at: NOW, metrics, in_flight_then: 0, never_shown: 0 }));
+    let scraped =
+        Some(Arc::new(Scraped { at: NOW, metrics, in_flight_then: 0, last_booked: 0, never_shown: 0 }));
     Update::Scrape { id: endpoint.id, runtime: Runtime::Vllm, scraped }
 }

@@ -12,11 +12,15 @@ import pytest
 
 from harness import pages
 from harness.errors import assert_error
+from harness.http1 import Wire
 from harness.http2 import Http2
 from harness.manifests import QUEUE_CAPACITY, QUEUE_TTL, QUEUEING, ManifestFile, pool_v1, slice_of
 from harness.upstream import MetricsFault, Upstream, scraped_again
 from harness.wait import holds, until
 
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+BODY = b'{"model": "tiny", "prompt": "one"}'
+NEXT = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
 GROUP = "inference.networking.x-k8s.io/v1alpha2"
 FULL = 0.9
 """Of the KV cache: nobody has room."""
@@ -266,14 +270,66 @@ def test_a_client_that_hangs_up_leaves_the_queue_at_once(house):
 def test_so_does_one_that_hangs_up_with_half_of_a_long_body_sent(house):
     house = house()
     house.saturate()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500000\r\n\r\n"
-    import socket
-
-    host, port = house.pointsman.gateway.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(head + b'{"model":"tiny","prompt":"' + b"word " * 40_000)
+    with Wire.to(house.pointsman.gateway) as client:
+        client.send(HEAD + b"content-length: 500000\r\n\r\n" + b'{"model":"tiny","prompt":"' + b"word " * 40_000)
         until(lambda: house.waiting() == 1, within=5, what="it waits, though its body is not here")
     until(lambda: house.waiting() == 0, within=5, what="it left")
+
+
+@pytest.mark.parametrize("end", [Wire.close, Wire.reset])
+@pytest.mark.parametrize("behind", [b"\r\n", b"GET /v1/mod", NEXT, NEXT + b"x" * 100_000], ids=["line", "half", "next", "much"])
+def test_so_does_one_that_sent_more_behind_its_request(house, behind: bytes, end):
+    """What comes behind a request lies unread while it waits, and the end of the stream behind that."""
+    house = house()
+    house.saturate()
+    client = Wire.to(house.pointsman.gateway)
+    client.send(HEAD + b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY))
+    until(lambda: house.waiting() == 1, within=5, what="it waits")
+    client.socket.settimeout(0.3)
+    client.try_send(behind)
+    assert house.waiting() == 1
+    end(client)
+    until(lambda: house.waiting() == 0, within=5, what="it left")
+    house.tell()
+    scraped_again(house.servers)
+    assert house.pointsman.complete("after").status_code == 200
+    assert house.prompts() == ["after"]
+
+
+def test_what_is_sent_behind_a_request_that_waits_is_served_after_it(house):
+    house = house()
+    house.saturate()
+    with Wire.to(house.pointsman.gateway) as client:
+        client.send(HEAD + b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY))
+        until(lambda: house.waiting() == 1, within=5, what="it waits")
+        for _ in range(20):
+            client.send(NEXT)
+            time.sleep(0.01)
+        house.tell()
+        answers = [client.read_answer() for _ in range(21)]
+    assert [head.status for head, _ in answers] == [200] * 21
+    assert b"tiny" in answers[-1][1]
+
+
+@pytest.mark.parametrize("queueing", ["enabled", "disabled"])
+def test_what_runs_no_model_never_waits(house, queueing: str):
+    house = house({QUEUEING: queueing})
+    house.saturate()
+    for method, path in [("GET", "/health"), ("HEAD", "/v1/models/tiny"), ("OPTIONS", "/v1/completions")]:
+        headers = {"x-gateway-inference-objective": "low"}
+        answer = house.pointsman.client.request(method, path, headers=headers, timeout=5)
+        assert answer.status_code != 429 and "x-pointsman-reason" not in answer.headers, (method, path, answer.text)
+
+
+def test_while_one_waits_its_endpoints_are_asked_as_often_as_under_load(house):
+    """Others may send to them: who waits must not hear of room later than they do."""
+    house = house()
+    house.saturate()
+    house.ask_and_wait()
+    (server,) = house.servers
+    server.scrapes.clear()
+    time.sleep(2)
+    assert len(server.scrapes) > 6, "about 1 a second when nothing is at stake, about 8 under load"
 
 
 def test_whoever_waits_when_the_process_stops_gets_an_answer(house):
@@ -445,3 +501,29 @@ def test_settings_change_under_load_and_every_request_has_its_answer(house):
     assert refusals <= set(answers) and (200, None) in set(answers), set(answers)
     assert house.waiting() == 0
     until(lambda: house.pointsman.metrics().value("pointsman_endpoint_in_flight_requests") == 0, within=10, what="at rest")
+
+
+def test_gateways_before_the_same_engine_come_to_share_it(tmp_path, start, upstreams):
+    """They do not talk to each other: the one that came later must get in all the same."""
+    engines = upstreams(1, slots=4)
+    engines[0].answers(first_byte_s=0.1)
+    file = ManifestFile(tmp_path / "pool.yaml")
+    file.write(pool_v1({QUEUEING: "enabled"}), *map(slice_of, engines))
+    gateways = [start("-f", file.path), start("-f", file.path)]
+    served, over = [0, 0], threading.Event()
+
+    def client(of: int) -> None:
+        while not over.is_set():
+            assert gateways[of].complete().status_code == 200
+            served[of] += 1
+
+    with ThreadPoolExecutor(60) as clients:
+        first = [clients.submit(client, 0) for _ in range(30)]
+        until(lambda: served[0] > 40, within=20, what="the first has all of the engine")
+        asking = first + [clients.submit(client, 1) for _ in range(30)]
+        before = sum(served)
+        until(lambda: sum(served) > before + 250, within=60, what="enough was served")
+        over.set()
+        engines[0].answers(first_byte_s=0)
+    assert all(asked.result() is None for asked in asking)
+    assert served[1] > 30, served

@@ -108,10 +108,13 @@ class Upstream:
     connects: list[float] = field(default_factory=list)
     held: bool = False
     """While true, generation requests wait."""
+    slots: int | None = None
+    """How many generate at once, the others wait and the page says so; None: all."""
 
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
+        self._slots = asyncio.Semaphore(1_000_000 if self.slots is None else self.slots)
 
     @property
     def address(self) -> str:
@@ -192,7 +195,9 @@ class Upstream:
         return self._models if seen.target == "/v1/models" else self._not_found
 
     async def _metrics(self, _seen: Seen, writer: asyncio.StreamWriter) -> None:
-        page = self.page(replace(self.load, running=self.load.running + self.in_flight))
+        running = min(self.in_flight, 1_000_000 if self.slots is None else self.slots)
+        waiting = self.load.waiting + self.in_flight - running
+        page = self.page(replace(self.load, running=self.load.running + running, waiting=waiting))
         page = page.encode() if isinstance(page, str) else page
         match self.metrics_fault:
             case None:
@@ -236,7 +241,11 @@ class Upstream:
             await asyncio.sleep(3600)
         while self.held:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(answer.first_byte_s)
+        async with self._slots:
+            await asyncio.sleep(answer.first_byte_s)
+            await self._answer(seen, answer, writer)
+
+    async def _answer(self, seen: Seen, answer: Answer, writer: asyncio.StreamWriter) -> None:
         asked = _asked(seen)
         if asked is None:
             error = {"message": "no JSON object with a prompt", "type": "BadRequestError", "param": None, "code": 400}

@@ -22,7 +22,7 @@ def sims(tmp_path_factory):
 
 
 class Mixed:
-    """Requests of all kinds, one after the other; `broken` are streams that ended early though they had begun."""
+    """Requests of all kinds, one after the other; `broken` are answers that ended early though they had begun."""
 
     def __init__(self, house) -> None:
         self.house = house
@@ -30,10 +30,15 @@ class Mixed:
 
     def __call__(self, number: int) -> httpx.Response:
         """Each client asks in its own way."""
-        if number % 3 == 0:
-            return self.house.complete(f"{number} " + "a long prompt " * 500)
-        if number % 3 == 1:
-            return self.house.complete(f"{number}")
+        if number % 3 < 2:
+            try:
+                return self.house.complete(f"{number} " + "a long prompt " * 500 * (number % 3))
+            except httpx.RemoteProtocolError as error:
+                # Its head was here: whoever the body passed through is gone.
+                if "incomplete" not in str(error):
+                    raise
+                self.broken += 1
+                return httpx.Response(200)
         body = {"prompt": f"{number}", "stream": True, "max_tokens": 100, "ignore_eos": True}
         with self.house.client.stream("POST", COMPLETIONS, json=body) as answer:
             chunks = answer.iter_text()

@@ -143,6 +143,7 @@ impl Requests {
     /// One request from head to end; `after` is called behind each of [`STEPS`].
     async fn one(&self, body: &str, after: &mut impl FnMut()) -> anyhow::Result<()> {
         let head = Head {
+            safe: false,
             path: "/v1/chat/completions",
             content_length: Some(body.len() as u64),
             readable: true,

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
+use super::door::Door;
 use super::house::{CLASSES, House, ask, body};
 use crate::report::{Table, line};
 
@@ -16,7 +17,7 @@ const WARM_UP: Duration = Duration::from_secs(15);
 const MEASURED: Duration = Duration::from_secs(40);
 /// Each class's share of what comes at twice the capacity: critical ones alone are a half of the capacity.
 const SHARES: [f64; 3] = [0.25, 0.375, 0.375];
-const QUEUEING: (&str, &str) = ("inference.networking.x-k8s.io/queueing", "enabled");
+const QUEUEING: &[(&str, &str)] = &[("inference.networking.x-k8s.io/queueing", "enabled")];
 
 /// What limits the engines.
 struct Scenario {
@@ -52,54 +53,105 @@ struct Run {
     engine_queue_max: f64,
 }
 
+/// A row of the table: a load, behind a door.
+struct Case {
+    name: &'static str,
+    door: Door,
+    /// Critical requests come alone.
+    alone: bool,
+    annotations: &'static [(&'static str, &'static str)],
+}
+
+const fn case(name: &'static str, door: Door, alone: bool, queueing: bool) -> Case {
+    Case { name, door, alone, annotations: if queueing { QUEUEING } else { &[] } }
+}
+
+/// Our gateway with queueing and without.
+const OURS: [Case; 3] = [
+    case("critical alone", Door::Gateway, true, false),
+    case("queueing: disabled", Door::Gateway, false, false),
+    case("queueing: enabled", Door::Gateway, false, true),
+];
+/// Behind Envoy, beside the Go picker.
+const PEERS: [Case; 4] = [
+    case("Pointsman, critical alone", Door::OurPicker, true, true),
+    case("Pointsman", Door::OurPicker, false, true),
+    case("GAIE 1.5.0 with flow control, critical alone", Door::GoPicker, true, true),
+    case("GAIE 1.5.0 with flow control", Door::GoPicker, false, true),
+];
+
+/// Our gateway with queueing beside without.
 pub(crate) async fn run() -> anyhow::Result<()> {
     for scenario in &SCENARIOS {
-        let capacity = capacity(scenario).await?;
-        line(&format!(
-            "\n{ENGINES} simulated engines, {}: they serve {capacity:.1} requests a second, {:.1} come. Each run: \
-             {WARM_UP:?}, then {MEASURED:?} measured.",
-            scenario.title,
-            2.0 * capacity
-        ))?;
-        let rates = SHARES.map(|share| 2.0 * capacity * share);
-        let alone = load(scenario, [rates[0], 0.0, 0.0], &[]).await?;
-        let off = load(scenario, rates, &[]).await?;
-        let on = load(scenario, rates, &[QUEUEING]).await?;
-        let table = Table::new(
-            &format!("Twice the capacity, {}", scenario.title),
-            &[
-                "",
-                "critical p50 / p90 TTFT, s",
-                "standard",
-                "sheddable",
-                "refused",
-                "output tokens/s",
-                "longest engine queue",
-            ],
-        )?;
-        for (name, run) in
-            [("critical alone", &alone), ("queueing: disabled", &off), ("queueing: enabled", &on)]
-        {
-            let mut cells = vec![name.to_owned()];
-            cells.extend(run.firsts.iter().map(|firsts| {
-                let of =
-                    |share| at(firsts, share).map_or("-".into(), |time| format!("{:.2}", time.as_secs_f64()));
-                format!("{} / {} ({} served)", of(0.5), of(0.9), firsts.len())
-            }));
-            cells.push(run.refused.map(|count| count.to_string()).join(" / "));
-            cells.push(format!("{:.0}", run.tokens_per_s));
-            cells.push(format!("{:.0}", run.engine_queue_max));
-            table.row(&cells)?;
-        }
-        let p90 = |run: &Run| at(&run.firsts[0], 0.9).unwrap_or_default().as_secs_f64();
+        let runs = table(scenario, &OURS).await?;
+        let [alone, off, on] = &runs[..] else { unreachable!("a run each") };
         line(&format!(
             "\nCritical p90 TTFT, enabled to alone: {:.2}; disabled to alone: {:.2}. Output tokens/s, enabled to disabled: {:.3}.",
-            p90(&on) / p90(&alone),
-            p90(&off) / p90(&alone),
+            p90(on) / p90(alone),
+            p90(off) / p90(alone),
             on.tokens_per_s / off.tokens_per_s
         ))?;
     }
     Ok(())
+}
+
+/// Our picker beside the Go one, each behind Envoy with bodies streamed through it.
+pub(crate) async fn peers() -> anyhow::Result<()> {
+    for scenario in &SCENARIOS {
+        let runs = table(scenario, &PEERS).await?;
+        let [our_alone, ours, go_alone, go] = &runs[..] else { unreachable!("a run each") };
+        line(&format!(
+            "\nCritical p90 TTFT to its value alone: ours {:.2}, GAIE's {:.2}. Output tokens/s, ours to GAIE's: {:.3}.",
+            p90(ours) / p90(our_alone),
+            p90(go) / p90(go_alone),
+            ours.tokens_per_s / go.tokens_per_s
+        ))?;
+    }
+    Ok(())
+}
+
+fn p90(run: &Run) -> f64 {
+    at(&run.firsts[0], 0.9).unwrap_or_default().as_secs_f64()
+}
+
+async fn table(scenario: &Scenario, cases: &[Case]) -> anyhow::Result<Vec<Run>> {
+    let capacity = capacity(scenario).await?;
+    line(&format!(
+        "\n{ENGINES} simulated engines, {}: they serve {capacity:.1} requests a second, {:.1} come. Each run: \
+         {WARM_UP:?}, then {MEASURED:?} measured.",
+        scenario.title,
+        2.0 * capacity
+    ))?;
+    let table = Table::new(
+        &format!("Twice the capacity, {}", scenario.title),
+        &[
+            "",
+            "critical p50 / p90 TTFT, s",
+            "standard",
+            "sheddable",
+            "refused",
+            "output tokens/s",
+            "longest engine queue",
+        ],
+    )?;
+    let rates = SHARES.map(|share| 2.0 * capacity * share);
+    let mut runs = Vec::new();
+    for case in cases {
+        let rates = if case.alone { [rates[0], 0.0, 0.0] } else { rates };
+        let run = load(scenario, case, rates).await?;
+        let mut cells = vec![case.name.to_owned()];
+        cells.extend(run.firsts.iter().map(|firsts| {
+            let of =
+                |share| at(firsts, share).map_or("-".into(), |time| format!("{:.2}", time.as_secs_f64()));
+            format!("{} / {} ({} served)", of(0.5), of(0.9), firsts.len())
+        }));
+        cells.push(run.refused.map(|count| count.to_string()).join(" / "));
+        cells.push(format!("{:.0}", run.tokens_per_s));
+        cells.push(format!("{:.0}", run.engine_queue_max));
+        table.row(&cells)?;
+        runs.push(run);
+    }
+    Ok(runs)
 }
 
 fn at(sorted: &[Duration], share: f64) -> Option<Duration> {
@@ -108,12 +160,12 @@ fn at(sorted: &[Duration], share: f64) -> Option<Duration> {
 
 /// Requests a second that the engines serve while always more wait.
 async fn capacity(scenario: &Scenario) -> anyhow::Result<f64> {
-    let house = House::start(ENGINES, scenario.engine, &[], &[])?;
+    let house = House::start(ENGINES, scenario.engine, &[], &[]).await?;
     let served = Arc::new(AtomicU64::new(0));
     let numbers = Arc::new(AtomicU64::new(1 << 32));
     let mut clients = JoinSet::new();
     for _ in 0..ENGINES * 100 {
-        let (gateway, served, numbers) = (house.gateway, Arc::clone(&served), Arc::clone(&numbers));
+        let (gateway, served, numbers) = (house.door.gateway, Arc::clone(&served), Arc::clone(&numbers));
         let bytes = scenario.prompt_bytes;
         clients.spawn(async move {
             loop {
@@ -131,14 +183,14 @@ async fn capacity(scenario: &Scenario) -> anyhow::Result<f64> {
 }
 
 /// Requests of each class at these rates, their arrivals as chance has them (Poisson), whatever becomes of them.
-async fn load(scenario: &Scenario, rates: [f64; 3], annotations: &[(&str, &str)]) -> anyhow::Result<Run> {
-    let house = House::start(ENGINES, scenario.engine, annotations, &[])?;
+async fn load(scenario: &Scenario, case: &Case, rates: [f64; 3]) -> anyhow::Result<Run> {
+    let house = House::behind(case.door, ENGINES, scenario.engine, case.annotations, &[]).await?;
     let seen = Arc::new(Mutex::new(([const { Vec::new() }; 3], [0; 3])));
     let mut arrivals = JoinSet::new();
     let begin = Instant::now();
     let measured = begin + WARM_UP..begin + WARM_UP + MEASURED;
     for class in 0..CLASSES.len() {
-        let (gateway, seen, measured) = (house.gateway, Arc::clone(&seen), measured.clone());
+        let (gateway, seen, measured) = (house.door.gateway, Arc::clone(&seen), measured.clone());
         let (rate, bytes) = (rates[class], scenario.prompt_bytes);
         arrivals.spawn(async move {
             let mut requests = JoinSet::new();

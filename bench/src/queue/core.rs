@@ -165,6 +165,7 @@ async fn one(director: &Arc<Director>, number: usize) -> anyhow::Result<()> {
         "set the points of a railway ".repeat(35)
     );
     let head = Head {
+        safe: false,
         path: "/v1/chat/completions",
         content_length: Some(body.len() as u64),
         readable: true,

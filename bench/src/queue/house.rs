@@ -1,7 +1,7 @@
 //! Pointsman in front of simulated engines, started as a user would, and clients that see their first token.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -9,53 +9,57 @@ use memchr::memmem;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::door::{Door, Open, free, word};
 use crate::gateway::stand::{Process, beside, leashed, scratch};
 
 /// Priorities by InferenceObjective.
 pub(crate) const CLASSES: [(&str, i64); 3] = [("critical", 100), ("standard", 0), ("sheddable", -50)];
 
 pub(crate) struct House {
-    pub(crate) pointsman: Process,
-    pub(crate) gateway: SocketAddr,
-    admin: SocketAddr,
-    _engines: Process,
+    pub(crate) door: Open,
+    _engines: Vec<Process>,
     engines: Vec<SocketAddr>,
 }
 
 impl House {
     /// `count` engines with these flags of `pointsman sim`, and a gateway with these annotations of its pool and flags.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         count: usize,
         engine: &[&str],
         annotations: &[(&str, &str)],
         flags: &[&str],
     ) -> anyhow::Result<House> {
-        let mut command = leashed(beside("pointsman")?);
-        command.args(["sim", "--log", "error", "--listen", "127.0.0.1:0", "--count", &count.to_string()]);
-        let mut engines = Process::start(command.args(engine))?;
-        let ready = engines.first_line()?;
-        let urls = word(&ready, "servers=")?;
-        let addresses = urls.split(',').map(|url| Ok(url.trim_start_matches("http://").parse()?));
-        let addresses = addresses.collect::<anyhow::Result<Vec<SocketAddr>>>()?;
+        House::behind(Door::Gateway, count, engine, annotations, flags).await
+    }
 
-        let manifest = scratch("queue.yaml")?;
-        fs::write(&manifest, documents(annotations))?;
-        let mut command = leashed(beside("pointsman")?);
-        command.args(["up", "--log", "error", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        command.args(flags).arg("--file").arg(manifest);
-        for endpoint in &addresses {
-            command.args(["--endpoint", &endpoint.to_string()]);
+    /// The same behind another door. Engines have an address each and share the port, as pods do.
+    pub(crate) async fn behind(
+        door: Door,
+        count: usize,
+        engine: &[&str],
+        annotations: &[(&str, &str)],
+        flags: &[&str],
+    ) -> anyhow::Result<House> {
+        let port = free()?.port();
+        let (mut processes, mut engines) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let address = SocketAddr::new(Ipv4Addr::new(127, 0, 1, number as u8 + 1).into(), port);
+            let mut command = leashed(beside("pointsman")?);
+            command.args(["sim", "--log", "error", "--count", "1", "--listen", &address.to_string()]);
+            let mut process = Process::start(command.args(engine))?;
+            word(&process.first_line()?, "servers=")?;
+            processes.push(process);
+            engines.push(address);
         }
-        let mut pointsman = Process::start(&mut command)?;
-        let ready = pointsman.first_line()?;
-        let gateway = word(&ready, "gateway=http://")?.parse()?;
-        let admin = word(&ready, "admin=http://")?.parse()?;
-        Ok(House { pointsman, gateway, admin, _engines: engines, engines: addresses })
+        let manifest = scratch("queue.yaml")?;
+        fs::write(&manifest, documents(port, annotations))?;
+        let door = door.open(&manifest, &engines, flags).await?;
+        Ok(House { door, _engines: processes, engines })
     }
 
     /// A series of Pointsman's own page; 0 where it is absent.
     pub(crate) async fn metric(&self, series: &str) -> anyhow::Result<f64> {
-        Ok(value(&page(self.admin).await?, series))
+        Ok(value(&page(self.door.admin).await?, series))
     }
 
     /// A series of the engines' pages: of each.
@@ -68,12 +72,12 @@ impl House {
     }
 }
 
-fn documents(annotations: &[(&str, &str)]) -> String {
+fn documents(port: u16, annotations: &[(&str, &str)]) -> String {
     let annotations: Vec<String> =
         annotations.iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
     let mut text = format!(
         "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {{name: bench, annotations: {{{}}}}}\n\
-         spec: {{selector: {{matchLabels: {{app: bench}}}}, targetPorts: [{{number: 8000}}]}}\n",
+         spec: {{selector: {{matchLabels: {{app: bench}}}}, targetPorts: [{{number: {port}}}]}}\n",
         annotations.join(", ")
     );
     for (name, priority) in CLASSES {
@@ -83,11 +87,6 @@ fn documents(annotations: &[(&str, &str)]) -> String {
         );
     }
     text
-}
-
-fn word<'a>(ready: &'a str, before: &str) -> anyhow::Result<&'a str> {
-    let found = ready.split(' ').find_map(|word| word.strip_prefix(before));
-    found.with_context(|| format!("not ready: {ready:?}"))
 }
 
 /// The sum of a family's samples whose names and labels begin so.

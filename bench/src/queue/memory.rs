@@ -40,14 +40,15 @@ pub(crate) async fn run() -> anyhow::Result<()> {
             &engine,
             &annotations,
             &["--bodies-bytes-max", &bodies, "--requests-max", "20000"],
-        )?;
+        )
+        .await?;
         sleep(Duration::from_secs(2)).await;
-        let before = house.pointsman.resident_bytes()? as f64 / 1e6;
+        let before = house.door.decider.resident_bytes()? as f64 / 1e6;
         let begin = Instant::now();
         let mut clients = JoinSet::new();
         let mut streams = Vec::new();
         for number in 0..REQUESTS {
-            let gateway = house.gateway;
+            let gateway = house.door.gateway;
             clients.spawn(async move { send(gateway, "standard", &body(number, PROMPT_BYTES)).await });
             if clients.len() >= 64
                 && let Some(sent) = clients.join_next().await
@@ -67,7 +68,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
             format!("{waiting:.0}"),
             format!("{:.0}", bytes / 1e6),
             format!("{before:.0}"),
-            format!("{:.0}", house.pointsman.resident_bytes()? as f64 / 1e6),
+            format!("{:.0}", house.door.decider.resident_bytes()? as f64 / 1e6),
             format!("{:.1}", came.as_secs_f64()),
         ])?;
     }

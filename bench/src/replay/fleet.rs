@@ -123,6 +123,7 @@ fn page(engine: &Engine, endpoint: &Endpoint, at: Duration) -> Update {
         kv_usage_ratio: engine.kv_usage_ratio() as f32,
         ..EngineMetrics::default()
     };
-    let scraped = Scraped { at, metrics, in_flight_then: endpoint.ledger.requests(), never_shown: 0 };
+    let scraped =
+        Scraped { at, metrics, in_flight_then: endpoint.ledger.requests(), last_booked: 0, never_shown: 0 };
     Update::Scrape { id: endpoint.id, runtime: Runtime::Vllm, scraped: Some(Arc::new(scraped)) }
 }

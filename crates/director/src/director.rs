@@ -87,6 +87,16 @@ impl Director {
         pool
     }
 
+    /// Takes the pool out of service: those that wait are refused, requests in flight go on. True if there was one.
+    pub fn withdraw(&self) -> bool {
+        let _one_at_a_time = self.declaring.lock();
+        let last = self.pool.swap(None);
+        if let Some(last) = &last {
+            last.stop(&self.metrics);
+        }
+        last.is_some()
+    }
+
     /// The pool in service.
     #[must_use]
     pub fn pool(&self) -> Option<Arc<ServedPool>> {

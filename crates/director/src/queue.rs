@@ -169,8 +169,7 @@ impl ServedPool {
             if rank.priority < 0 && self.room(now).is_saturated() {
                 return Err(shed().after(self.gate.state.lock().retry_after(now, rank.priority)));
             }
-            let pick = self.pick(question, &in_force.policy, false, now);
-            return pick.map_err(|_| self.no_endpoint());
+            return self.pick_at_once(question, now);
         }
         let mut discarded = Vec::new();
         let entered = self.enter(question, rank, &in_force.policy, now, &mut discarded);
@@ -247,6 +246,7 @@ impl ServedPool {
                 continue;
             }
             let due = self.gate.state.lock().queue.next_expiry();
+            self.want_room(due.is_some());
             let Some(due) = due else {
                 self.gate.nudge.notified().await;
                 continue;

@@ -30,6 +30,8 @@ const OUTPUT_TOKENS_MAX: u64 = 4096;
 pub struct Head<'a> {
     /// The path, without the query.
     pub path: &'a str,
+    /// Whether its method is safe (RFC 9110, section 9.2.1): it asks about models and runs none, so it never waits.
+    pub safe: bool,
     /// `content-length`, where the client announced one.
     pub content_length: Option<u64>,
     /// Whether the body is text that can be scanned: neither compressed nor a form.
@@ -63,6 +65,7 @@ pub struct Intake {
     objective: Option<String>,
     fairness_id: Option<String>,
     model_rewrite: Option<String>,
+    safe: bool,
     /// Time of ours so far, without waiting for the client.
     inside: Duration,
     /// Taken when the request is sent on, or refused.
@@ -155,6 +158,7 @@ impl Intake {
             objective: head.control.objective.map(str::to_owned),
             fairness_id: head.control.fairness_id.map(str::to_owned),
             model_rewrite: head.control.model_rewrite.map(str::to_owned),
+            safe: head.safe,
             inside: Duration::ZERO,
             ending: Some(ending),
         }
@@ -169,7 +173,7 @@ impl Intake {
     #[must_use]
     pub fn patience(&self) -> Duration {
         let queueing = &self.in_force.policy.queueing;
-        PATIENCE_MIN + if queueing.enabled { queueing.ttl } else { Duration::ZERO }
+        PATIENCE_MIN + if queueing.enabled && !self.safe { queueing.ttl } else { Duration::ZERO }
     }
 
     /// Whether the request may be sent on as one for another model, as far as its head tells.
@@ -257,7 +261,11 @@ impl Intake {
         };
         let prepared = begun.elapsed();
         let (metrics, clock) = (self.director.metrics(), self.director.clock());
-        let pick = self.pool.admit(&question, rank, clock, metrics).await?;
+        let pick = if self.safe {
+            self.pool.pick_at_once(&question, clock.now())?
+        } else {
+            self.pool.admit(&question, rank, clock, metrics).await?
+        };
         let place = Place::take(&self.director)?;
         metrics.inside_duration.observe((self.inside + prepared + pick.took).as_secs_f64());
         metrics.scheduler_duration.observe(pick.took.as_secs_f64());

@@ -307,6 +307,14 @@ impl ServedPool {
         Ok(Pick { snapshot, decision, rank, booking, receipt, took: begun.elapsed() })
     }
 
+    /// Picks an endpoint whether it has room or not.
+    ///
+    /// # Errors
+    /// When there is nobody to pick.
+    pub(crate) fn pick_at_once(&self, question: &Question<'_>, now: Duration) -> Result<Pick, Refusal> {
+        self.pick(question, &self.in_force.load().policy, false, now).map_err(|_| self.no_endpoint())
+    }
+
     /// How many endpoints can take more now.
     pub(crate) fn room(&self, now: Duration) -> Room {
         self.endpoints.snapshot().read_room(now, &mut Vec::new())
@@ -315,6 +323,11 @@ impl ServedPool {
     /// Whether nobody is there.
     pub(crate) fn is_empty(&self) -> bool {
         self.endpoints.snapshot().entries.is_empty()
+    }
+
+    /// Whether requests wait for room: endpoints that have none are then asked as often as those under load.
+    pub(crate) fn want_room(&self, wanted: bool) {
+        self.endpoints.want_room(wanted);
     }
 
     /// Resolves when somebody may have room who had none.

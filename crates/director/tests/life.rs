@@ -57,7 +57,7 @@ fn house(endpoints: u16) -> House {
 
 impl House {
     fn head(path: &str) -> Head<'_> {
-        Head { path, content_length: None, readable: true, control: Control::default() }
+        Head { path, safe: false, content_length: None, readable: true, control: Control::default() }
     }
 
     async fn exchange(&self) -> director::Exchange {

@@ -68,7 +68,8 @@ fn set_of(endpoints: u16) -> EndpointSet {
 
 fn updates(set: &EndpointSet) -> Vec<Update> {
     let metrics = EngineMetrics { waiting: 3, running: 8, kv_usage_ratio: 0.5, ..EngineMetrics::default() };
-    let scraped = Arc::new(Scraped { at: Duration::ZERO, metrics, in_flight_then: 1, never_shown: 0 });
+    let scraped =
+        Arc::new(Scraped { at: Duration::ZERO, metrics, in_flight_then: 1, last_booked: 0, never_shown: 0 });
     let update = |id| Update::Scrape { id, runtime: Runtime::Vllm, scraped: Some(Arc::clone(&scraped)) };
     set.snapshot().entries.iter().map(|entry| update(entry.endpoint.id)).collect()
 }

@@ -73,7 +73,7 @@ const UPDATES_MAX: usize = 1024;
 ///
 /// `config` may change: another target is read from at once; another runtime makes all loads unknown until the first
 /// good scrape by its names. An idle endpoint is scraped about each 0.8 s, one that requests were booked on since its
-/// last scrape about each 0.1 s; model lists are read about each 4 s.
+/// last scrape, or that requests wait for, about each 0.1 s; model lists are read about each 4 s.
 pub fn spawn(
     set: Arc<EndpointSet>,
     config: watch::Receiver<ScrapeConfig>,
@@ -94,9 +94,9 @@ fn spawn_at(
 ) {
     let (updates, received) = mpsc::channel(UPDATES_MAX);
     tracker.spawn(publish(Arc::clone(&set), received, pace.publish));
-    let models_wanted = set.watch_models_wanted();
+    let (models_wanted, room_wanted) = (set.watch_models_wanted(), set.watch_room_wanted());
     let tls = Arc::new(TlsConfigs::default());
-    let worker = Worker { pace, clock, config, tls, updates, models_wanted };
+    let worker = Worker { pace, clock, config, tls, updates, models_wanted, room_wanted };
     tracker.spawn(supervise(worker, set, tracker.clone(), cancel));
 }
 

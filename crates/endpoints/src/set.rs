@@ -36,6 +36,7 @@ pub struct EndpointSet {
     freed: Arc<Notify>,
     /// When model lists were last asked for out of turn.
     models_wanted: watch::Sender<Option<Duration>>,
+    room_wanted: watch::Sender<bool>,
 }
 
 /// What a [`reconcile`](EndpointSet::reconcile) changed.
@@ -105,6 +106,7 @@ impl EndpointSet {
             membership: watch::Sender::new(0),
             freed: Arc::default(),
             models_wanted: watch::Sender::new(None),
+            room_wanted: watch::Sender::new(false),
         }
     }
 
@@ -124,6 +126,12 @@ impl EndpointSet {
     /// was read, the membership changed. For one waiter.
     pub async fn room_may_have_come(&self) {
         self.freed.notified().await;
+    }
+
+    /// Whether somebody waits for room. While so, endpoints are scraped as under load, though nothing was booked: others may
+    /// be sending to them.
+    pub fn want_room(&self, wanted: bool) {
+        self.room_wanted.send_if_modified(|present| std::mem::replace(present, wanted) != wanted);
     }
 
     /// Makes the members those of `specs`. An endpoint whose host and port stay keeps its identity, ledger, health and
@@ -196,6 +204,11 @@ impl EndpointSet {
     /// Changes when model lists are wanted out of turn, for the scraper.
     pub(crate) fn watch_models_wanted(&self) -> watch::Receiver<Option<Duration>> {
         self.models_wanted.subscribe()
+    }
+
+    /// Changes with [`Self::want_room`], for the scraper.
+    pub(crate) fn watch_room_wanted(&self) -> watch::Receiver<bool> {
+        self.room_wanted.subscribe()
     }
 
     /// Waits until `done`, looking again after each publication; false after `within`.

@@ -26,6 +26,8 @@ pub struct Scraped {
     /// Our own requests on the endpoint while the page was made: the larger of the ledger when the scrape was sent and
     /// when the page had come. So much of the page's running and waiting is ours.
     pub in_flight_then: u32,
+    /// Our latest booking on the endpoint when the page had come.
+    pub last_booked: u64,
     /// Our unanswered requests that neither this page nor any before it for a second showed; for 10 s where pages were seen
     /// to count what we send. Pages lag behind by a step of the engine; what is not shown for so long is not waited for.
     pub never_shown: u32,
@@ -67,6 +69,7 @@ struct Page {
     foreign: u32,
     waiting: u32,
     ours_then: u32,
+    last_booked: u64,
     /// Running and waiting, and what is never shown.
     shown: u32,
     kv_usage_ratio: f32,
@@ -181,7 +184,8 @@ impl Snapshot {
     /// answer, and a scrape at most [`STALE_AFTER`] old, an endpoint has room when `max(0, W + max(L - L0, U - R - W)) <= 5`
     /// and its KV use is at most 0.8. What we added since the scrape is taken to wait, and so is what the page does not
     /// show yet (an engine counts once a step, and a step may outlast many scrapes), so that a burst does not pile up in
-    /// an engine; but for what is [never shown](Scraped::never_shown). Without such a scrape it has room while `L` is
+    /// an engine; but for what is [never shown](Scraped::never_shown). The last place, at exactly 5, is free only while we
+    /// booked nothing since the scrape: each gateway takes it by what it reads, none by what it released. Without such a scrape it has room while `L` is
     /// below [`Endpoint::in_flight_unknown_max`]. One left out after failures has none, unless all are.
     pub fn read_room(&self, now: Duration, out: &mut Vec<bool>) -> Room {
         out.clear();
@@ -221,12 +225,13 @@ impl Snapshot {
 
 impl Page {
     fn new(scraped: Option<&Scraped>) -> Self {
-        let Some(Scraped { at, metrics, in_flight_then, never_shown }) = scraped else {
+        let Some(Scraped { at, metrics, in_flight_then, last_booked, never_shown }) = scraped else {
             return Self {
                 stale_at_ns: 0,
                 foreign: 0,
                 waiting: 0,
                 ours_then: 0,
+                last_booked: 0,
                 shown: 0,
                 kv_usage_ratio: 0.0,
             };
@@ -237,6 +242,7 @@ impl Page {
             foreign: on_it.saturating_sub(*in_flight_then),
             waiting: metrics.waiting,
             ours_then: *in_flight_then,
+            last_booked: *last_booked,
             shown: on_it.saturating_add(*never_shown),
             kv_usage_ratio: metrics.kv_usage_ratio,
         }
@@ -252,7 +258,10 @@ impl Page {
         let unseen = self.unseen(endpoint.ledger.unanswered());
         // Nothing unseen says nothing: what ended since the page makes room.
         let waiting = if unseen == 0 { since } else { since.max(self.waiting.saturating_add(unseen)) };
-        (has_room(waiting, self.kv_usage_ratio), true)
+        // Else what one gateway releases is never seen by another (ADR 25).
+        let is_last = waiting == WAITING_WITH_ROOM_MAX;
+        let given = !is_last || endpoint.ledger.last_booked() == self.last_booked;
+        (given && has_room(waiting, self.kv_usage_ratio), true)
     }
 
     /// Of our unanswered requests those that the page did not show.

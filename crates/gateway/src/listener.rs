@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::connections::{Connection, Connections, Fate, Member, Noted};
 use crate::handler::{Client, Gateway};
+use crate::hang_up::{Attended, ClientStream};
 use crate::limits::Limits;
 
 /// The protocols of a TLS listener, for [`ServingCertificate::open`].
@@ -52,7 +53,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// Where connections of clients come from.
 pub trait Listen: Send + 'static {
     /// One client's connection.
-    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+    type Stream: ClientStream;
 
     /// The next connection, and who it is from.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
@@ -205,13 +206,9 @@ fn builder(limits: &Limits, tracker: &TaskTracker) -> Builder<Tracked> {
 
 impl Service {
     /// Serves one connection to its end.
-    async fn connection(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: SocketAddr,
-        member: &Member,
-    ) {
+    async fn connection(&self, stream: impl ClientStream, peer: SocketAddr, member: &Member) {
         let connection = member.connection();
+        let stream = Attended::new(stream, Arc::clone(connection));
         let Some(certificate) = &self.certificate else {
             let stream = Noted::new(stream, Arc::clone(connection));
             return self.speak_http(&self.either, stream, Client::new(peer, false), connection).await;

@@ -237,6 +237,24 @@ async fn a_booking_wakes_the_scraper_of_an_idle_endpoint() {
 }
 
 #[tokio::test]
+async fn who_waits_for_room_has_idle_endpoints_scraped_as_if_they_were_busy() {
+    let server = healthy(0).await;
+    let scraper = Scraper::start(slow(), &[at_port(server.port)]);
+    settled(&scraper).await;
+    sleep(Duration::from_millis(50)).await;
+    let before = server.requests(METRICS);
+    scraper.set.want_room(true);
+    until("it is scraped again and again", || server.requests(METRICS) >= before + 5).await;
+    scraper.set.want_room(false);
+    // One may be under way.
+    sleep(Duration::from_millis(50)).await;
+    let after = server.requests(METRICS);
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(server.requests(METRICS), after);
+    scraper.stop().await;
+}
+
+#[tokio::test]
 async fn those_who_come_are_scraped_and_those_who_go_are_left_alone() {
     let (first, second) = (healthy(0).await, healthy(0).await);
     let scraper = Scraper::start(quick(), &[at_port(first.port)]);

@@ -34,6 +34,7 @@ pub(super) struct Worker {
     pub(super) tls: Arc<TlsConfigs>,
     pub(super) updates: mpsc::Sender<Update>,
     pub(super) models_wanted: watch::Receiver<Option<Duration>>,
+    pub(super) room_wanted: watch::Receiver<bool>,
 }
 
 /// Keeps endpoints that were added together from being asked together.
@@ -69,6 +70,7 @@ impl Worker {
             let page = self.within_timeout(read_page(connection, &config)).await;
             let (at, took) = (self.clock.now(), sent.elapsed());
             let in_flight_then = ours_then.max(endpoint.ledger.requests());
+            let last_booked = endpoint.ledger.last_booked();
             log.note(&endpoint, &page, at);
             match &page {
                 Ok(_) => endpoint.scrapes.succeeded(at, took),
@@ -80,7 +82,7 @@ impl Worker {
                 let counted = metrics.running.saturating_add(metrics.waiting);
                 unseen = unanswered.saturating_sub(counted);
                 let never_shown = lag.note(at, counted, unanswered);
-                Arc::new(Scraped { at, metrics, in_flight_then, never_shown })
+                Arc::new(Scraped { at, metrics, in_flight_then, last_booked, never_shown })
             });
             let update = Update::Scrape { id: endpoint.id, runtime: config.runtime, scraped };
             if self.updates.send(update).await.is_err() {
@@ -93,9 +95,15 @@ impl Worker {
                 endpoint.ledger.booked_after(booked).await;
                 sleep_until(sent + busy).await;
             };
+            let next_if_wanted = async {
+                // Whoever could want room is gone: so is the pool, and the scrape ends with it.
+                let _ = self.room_wanted.wait_for(|wanted| *wanted).await;
+                sleep_until(sent + busy).await;
+            };
             tokio::select! {
                 () = sleep_until(sent + self.pace.idle.mul_f64(share)) => {}
                 () = next_if_booked => {}
+                () = next_if_wanted => {}
                 // The page will show them any moment.
                 () = sleep_until(sent + busy), if unseen > 0 => {}
                 () = changed(&mut self.config) => {}

@@ -30,7 +30,7 @@ fn endpoint(set: &EndpointSet, at: usize) -> Arc<Endpoint> {
 
 fn scraped(waiting: u32) -> Option<Arc<Scraped>> {
     let metrics = EngineMetrics { waiting, ..EngineMetrics::default() };
-    Some(Arc::new(Scraped { at: Duration::ZERO, metrics, in_flight_then: 0, never_shown: 0 }))
+    Some(Arc::new(Scraped { at: Duration::ZERO, metrics, in_flight_then: 0, last_booked: 0, never_shown: 0 }))
 }
 
 fn scrape(endpoint: &Endpoint, runtime: Runtime, scraped: Option<Arc<Scraped>>) -> Update {

@@ -15,7 +15,10 @@ fn entry() -> Entry {
 
 fn scraped_entry(at: Duration, waiting: u32, running: u32, in_flight_then: u32) -> Entry {
     let metrics = EngineMetrics { waiting, running, kv_usage_ratio: 0.5, ..EngineMetrics::default() };
-    Entry { scraped: Some(Arc::new(Scraped { at, metrics, in_flight_then, never_shown: 0 })), ..entry() }
+    Entry {
+        scraped: Some(Arc::new(Scraped { at, metrics, in_flight_then, last_booked: 0, never_shown: 0 })),
+        ..entry()
+    }
 }
 
 fn book(entry: &Entry, requests: u32) -> Vec<Booking> {
@@ -123,7 +126,8 @@ fn read_loads_replaces_what_the_buffer_held() {
 fn lora_counts_where_adapters_can_be_loaded() {
     let with_max = |max| {
         let metrics = EngineMetrics { lora: Some(Lora { max, active: vec![] }), ..EngineMetrics::default() };
-        let scraped = Scraped { at: Duration::ZERO, metrics, in_flight_then: 0, never_shown: 0 };
+        let scraped =
+            Scraped { at: Duration::ZERO, metrics, in_flight_then: 0, last_booked: 0, never_shown: 0 };
         Snapshot::new(vec![entry(), Entry { scraped: Some(Arc::new(scraped)), ..entry() }], 1)
     };
     assert!(with_max(1).reports_lora);
@@ -190,6 +194,7 @@ fn room_is_at_most_five_waiting_and_four_fifths_of_the_cache() {
                 at: Duration::ZERO,
                 metrics,
                 in_flight_then: 0,
+                last_booked: 0,
                 never_shown: 0,
             })),
             ..entry()
@@ -204,15 +209,28 @@ fn room_is_at_most_five_waiting_and_four_fifths_of_the_cache() {
 #[test]
 fn what_was_booked_since_a_scrape_counts_as_waiting_and_what_ended_makes_room() {
     let idle = scraped_entry(Duration::ZERO, 0, 3, 3);
-    let mut bookings = book(&idle, 3 + 5);
+    let mut bookings = book(&idle, 3 + 4);
     assert_eq!(room(std::slice::from_ref(&idle), Duration::ZERO).0, [true]);
     bookings.extend(book(&idle, 1));
     assert!(
         room(std::slice::from_ref(&idle), Duration::ZERO).1.is_saturated(),
         "no more before the next scrape"
     );
-    bookings.truncate(8);
+    bookings.truncate(7);
     assert_eq!(room(&[idle], Duration::ZERO).0, [true]);
+}
+
+#[test]
+fn the_last_place_is_given_by_a_page_and_not_by_what_ended_since() {
+    let entry = scraped_entry(Duration::ZERO, 5, 9, 0);
+    assert_eq!(room(std::slice::from_ref(&entry), Duration::ZERO).0, [true]);
+    let ended = book(&entry, 1);
+    drop(ended);
+    assert_eq!(room(std::slice::from_ref(&entry), Duration::ZERO).0, [false], "another gateway may take it");
+    let last_booked = entry.endpoint.ledger.last_booked();
+    let Some(scraped) = &entry.scraped else { panic!("it was scraped") };
+    let next = Entry { scraped: Some(Arc::new(Scraped { last_booked, ..(**scraped).clone() })), ..entry };
+    assert_eq!(room(&[next], Duration::ZERO).0, [true]);
 }
 
 #[test]
@@ -223,13 +241,13 @@ fn what_an_engine_has_and_does_not_show_yet_counts_as_waiting() {
     assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [true], "they are on their way");
     bookings.iter().for_each(Booking::delivered);
     assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [false]);
-    bookings[0].first_byte();
-    assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [true], "one less is to be shown");
+    bookings[..2].iter_mut().for_each(Booking::first_byte);
+    assert_eq!(room(std::slice::from_ref(&lagging), Duration::ZERO).0, [true], "two less are to be shown");
     let Some(scraped) = &lagging.scraped else { panic!("it was scraped") };
     assert!(!scraped.tells_room(8) && scraped.tells_room(7));
     let never_shown =
         Entry { scraped: Some(Arc::new(Scraped { never_shown: 6, ..(**scraped).clone() })), ..lagging };
-    bookings.extend(book(&never_shown, 5));
+    bookings.extend(book(&never_shown, 4));
     bookings.iter().for_each(Booking::delivered);
     assert_eq!(room(&[never_shown], Duration::ZERO).0, [true], "what is never shown is not waited for");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use gateway::{Dial, Listen, Stream};
+use gateway::{ClientStream, Dial, Listen, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use turmoil::net::{TcpListener, TcpStream};
@@ -65,6 +65,12 @@ pub(crate) fn dial(history: &History) -> Dial {
             Ok(Box::new(Tap { stream, history, side, broken: false, untaken: None }) as Box<dyn Stream>)
         })
     })
+}
+
+impl ClientStream for Tap {
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
+        None
+    }
 }
 
 impl Listen for Tapped {

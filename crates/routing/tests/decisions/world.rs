@@ -40,7 +40,13 @@ pub(crate) fn entry(number: usize, lora: Option<Lora>) -> Entry {
     let metrics = EngineMetrics { lora, model_name: Some("base".into()), ..EngineMetrics::default() };
     Entry {
         endpoint: Arc::new(Endpoint::new(Slot::new(number as u32), spec(number))),
-        scraped: Some(Arc::new(Scraped { at: NOW, metrics, in_flight_then: 0, never_shown: 0 })),
+        scraped: Some(Arc::new(Scraped {
+            at: NOW,
+            metrics,
+            in_flight_then: 0,
+            last_booked: 0,
+            never_shown: 0,
+        })),
         models: None,
     }
 }
@@ -97,8 +103,13 @@ impl Service {
         let policy = policy(strategy);
         let set = EndpointSet::new();
         let added = set.reconcile(&(0..endpoints).map(spec).collect::<Vec<_>>()).added;
-        let scraped =
-            Scraped { at: NOW, metrics: EngineMetrics::default(), in_flight_then: 0, never_shown: 0 };
+        let scraped = Scraped {
+            at: NOW,
+            metrics: EngineMetrics::default(),
+            in_flight_then: 0,
+            last_booked: 0,
+            never_shown: 0,
+        };
         let scraped = Arc::new(scraped);
         set.apply(added.iter().map(|endpoint| Update::Scrape {
             id: endpoint.id,
