@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# gaie.sh PORT ENDPOINTS: the Go picker of the Gateway API Inference Extension 1.5.0, for
+# gaie.sh PORT ENDPOINTS [flow-control]: the Go picker of the Gateway API Inference Extension 1.5.0, for
 # `bench picker … --start 'gaie=bench/peers/gaie.sh {port} {endpoints}' --body-may-change`. Builds it once, into
 # ~/.cache/pointsman. It can only learn its pods from an API server: kubernetes.py answers for one.
 set -euo pipefail
-port=$1 endpoints=$2
+port=$1 endpoints=$2 flow_control=${3:-}
 here=$(cd "$(dirname "$0")" && pwd)
 version=1.5.0
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pointsman/gaie-$version
@@ -38,6 +38,13 @@ dataLayer:
     extractors:
     - pluginRef: core-metrics-extractor
 Y
+if [ -n "$flow_control" ]; then
+    # As ours: 100 MB of what waits, for 30 s at most.
+    cat >> "$run/plugins.yaml" <<'Y'
+featureGates: [flowControl]
+flowControl: {maxBytes: 104857600, defaultRequestTTL: 30s}
+Y
+fi
 export KUBECONFIG=$run/kubeconfig NAMESPACE=default POD_NAME=epp-6d9f7c8b5-abcde
 exec "$cache/epp" --pool-name bench --pool-namespace default --grpc-port "$port" --grpc-health-port $((port + 1)) \
     --metrics-port $((port + 2)) --secure-serving=false --metrics-endpoint-auth=false --enable-pprof=false --tracing=false \

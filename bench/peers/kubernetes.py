@@ -40,12 +40,22 @@ POOL = {
         "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
     },
 }
+# As the benchmark of queueing has them.
+OBJECTIVES = [
+    {
+        "apiVersion": ALPHA,
+        "kind": "InferenceObjective",
+        "metadata": meta(name),
+        "spec": {"priority": priority, "poolRef": {"group": V1.split("/")[0], "kind": "InferencePool", "name": "bench"}},
+    }
+    for name, priority in (("critical", 100), ("standard", 0), ("sheddable", -50))
+]
 # group/version: resource -> kind and what there is of it
 RESOURCES = {
     V1: {"inferencepools": ("InferencePool", [POOL])},
     ALPHA: {
         "inferencepools": ("InferencePool", []),
-        "inferenceobjectives": ("InferenceObjective", []),
+        "inferenceobjectives": ("InferenceObjective", OBJECTIVES),
         "inferencemodelrewrites": ("InferenceModelRewrite", []),
     },
     "v1": {"pods": ("Pod", PODS)},

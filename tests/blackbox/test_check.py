@@ -336,6 +336,27 @@ def test_yaml_in_an_overlay_that_does_not_parse_is_told_with_its_place_in_the_va
     assert re.search(r"\bdeployment:\d+:\d+\b", outcome.stdout), outcome.stdout
 
 
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("replicas: many", r":17:17: deployment:2:13: spec\.replicas: found"),
+        ("replicsa: 1", r":17:7: deployment:2:3: spec\.replicsa: there is no such field"),
+        ("paused: true", r":17:7: deployment:2:3: spec\.paused: it is not open to an overlay"),
+    ],
+)
+def test_what_the_controller_would_refuse_is_told_where_it_is_written(line, said, tmp_path):
+    file = ManifestFile(tmp_path / "m.yaml")
+    file.write_text(POOL_WITH_OVERLAY + REFERENCE_OVERLAY.replace("replicas: 1", line))
+    outcome = run("check", "-f", file.path)
+    assert outcome.returncode == 1 and re.search(said, outcome.stdout), outcome.stdout
+
+
+def test_a_field_that_an_administrator_opened_is_sound(tmp_path):
+    file = ManifestFile(tmp_path / "m.yaml")
+    file.write_text(POOL_WITH_OVERLAY + REFERENCE_OVERLAY.replace("replicas: 1", "paused: true"))
+    assert run("check", "-f", file.path, "--allow-overlay", "deployment.spec.paused").returncode == 0
+
+
 def test_an_unknown_part_of_an_overlay_is_a_fault(check):
     code, _, faults = check(text=POOL_WITH_OVERLAY + REFERENCE_OVERLAY.replace("  deployment:", "  deploymnt:"))
     assert code == 1

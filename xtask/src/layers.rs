@@ -59,7 +59,8 @@ const LAYERS: &[Layer] = &[
     Layer { name: "gateway", may: &["director", "inference", "telemetry", "tls"], never: KUBERNETES_AND_ENVOY },
     Layer { name: "ext-proc", may: &["inference"], never: PURE },
     Layer { name: "picker", may: &["director", "ext-proc", "grpc"], never: &["hyper", "hyper-util", "axum", "kube", "k8s-openapi", "tonic", "prost"] },
-    Layer { name: "pointsman", may: &["pool", "endpoints", "director", "gateway", "grpc", "picker", "telemetry", "sim", "inference", "tls"], never: &[] },
+    Layer { name: "operator", may: &["pool", "director", "telemetry"], never: &["tonic", "prost"] },
+    Layer { name: "pointsman", may: &["pool", "endpoints", "director", "gateway", "grpc", "operator", "picker", "telemetry", "sim", "inference", "tls"], never: &[] },
     Layer { name: "bench", may: &["pool", "inference", "endpoints", "flow", "routing", "director", "gateway", "telemetry", "sim"], never: &[] },
     Layer { name: "xtask", may: &["pool", "telemetry"], never: &[] },
 ];

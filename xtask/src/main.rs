@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask test`, `envoy`, `fuzz`, `layers`, `docs`, `bench`.
+//! The project's own commands: `cargo xtask test`, `envoy`, `api`, `fuzz`, `layers`, `docs`, `bench`.
 #![expect(clippy::print_stdout, reason = "what these commands make is text for the person who calls them")]
 
+mod api;
 mod cache;
 mod docs;
 mod envoy;
@@ -8,6 +9,7 @@ mod fuzz;
 mod layers;
 mod parts;
 mod process;
+mod schema;
 mod tally;
 mod test;
 
@@ -39,6 +41,17 @@ enum Task {
         /// Which of its configurations.
         #[arg(default_value = "buffered-partial")]
         example: envoy::Example,
+    },
+    /// Cut what overlays may change out of Kubernetes' OpenAPI document.
+    Schema {
+        /// Only check that it is what it should be.
+        #[arg(long)]
+        check: bool,
+    },
+    /// A real Kubernetes API server with its controllers and a fake node, without containers.
+    Api {
+        #[command(subcommand)]
+        api: api::Api,
     },
     /// Look for input that brings a parser down or makes it disagree with another: docs/fuzzing.md.
     Fuzz {
@@ -82,6 +95,8 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             parts::install(&root, &cache::Cache::open()?)?;
         }
         Task::Envoy { example } => envoy::run(&root, example)?,
+        Task::Api { api } => api::run(&root, api)?,
+        Task::Schema { check } => schema::run(&root, check)?,
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds)?,
         Task::Layers => layers::check(&root)?,
         Task::Docs { check: true } => docs::check(&root)?,

@@ -1,4 +1,4 @@
-//! What the Python tests need: an installer, their libraries, real vLLM, models for it, real Envoy, and h2spec.
+//! What the Python tests need: an installer, their libraries, real vLLM, models for it, real Envoy, h2spec, and Kubernetes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,44 @@ use crate::process::{must_succeed, stdout_of};
 const UV: &str = "uv==0.13.9";
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";
 
+/// The programs of the test cluster and the packages that they are built from.
+const KUBERNETES: [(&str, &str); 6] = [
+    ("etcd", "go.etcd.io/etcd/server/v3"),
+    ("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
+    ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+];
+
+const EXTENSION: &str = "sigs.k8s.io/gateway-api-inference-extension";
+/// Releases of the inference extension with their checksums, and the CRDs that each is the last to publish.
+const CRDS: [(&str, &str, &[&str]); 4] = [
+    (
+        "v1.6.0",
+        "h1:cjtwMJYcTnLXBYE5ffR1/hHhn7U1aIFfe2RITYmOXVA=",
+        &["inference.networking.k8s.io_inferencepools.yaml"],
+    ),
+    (
+        "v1.5.0",
+        "h1:w9Awt60cmI1vM7Y6N81h8wDCBP0WkmxpdI7GKY0v070=",
+        &[
+            "inference.networking.x-k8s.io_inferenceobjectives.yaml",
+            "inference.networking.x-k8s.io_inferencemodelrewrites.yaml",
+        ],
+    ),
+    (
+        "v1.4.0",
+        "h1:V+5u0J64qDbLYx4M/PkpsGa5bjeRjWUVybQ00axEkE0=",
+        &["inference.networking.x-k8s.io_inferencepools.yaml"],
+    ),
+    (
+        "v0.5.1",
+        "h1:OMpt4gKlPWkD+h5kHcZZVh4926kix2DSBPI7X5ntuCA=",
+        &["inference.networking.x-k8s.io_inferencemodels.yaml"],
+    ),
+];
+
 /// Where the parts are.
 pub(crate) struct Parts {
     /// The interpreter with what tests/requirements.txt names.
@@ -24,6 +62,10 @@ pub(crate) struct Parts {
     pub(crate) h2spec: PathBuf,
     /// Envoy's program.
     pub(crate) envoy: PathBuf,
+    /// The folder of the programs of [`KUBERNETES`].
+    pub(crate) kubernetes: PathBuf,
+    /// The folder of the files of [`CRDS`].
+    pub(crate) crds: PathBuf,
 }
 
 /// Installs what is not there yet.
@@ -37,7 +79,9 @@ pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
     let models = models(root, cache, &vllm_python)?;
     let h2spec = h2spec(root, cache)?;
     let envoy = installer.envoy(root)?;
-    Ok(Parts { python, vllm_python, models, h2spec, envoy })
+    let kubernetes = kubernetes(root, cache)?;
+    let crds = crds(cache)?;
+    Ok(Parts { python, vllm_python, models, h2spec, envoy, kubernetes, crds })
 }
 
 /// Installs real Envoy alone; its program.
@@ -121,19 +165,118 @@ fn models(root: &Path, cache: &Cache, vllm_python: &Path) -> anyhow::Result<Path
 
 /// h2spec, built by Go from what tests/h2spec pins.
 fn h2spec(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
-    let module = root.join("tests/h2spec");
-    let go = go()?;
-    let mut recipe = stdout_of(Command::new(&go).arg("version"))?;
-    for name in ["go.mod", "go.sum"] {
-        let file = module.join(name);
-        recipe += &fs::read_to_string(&file).with_context(|| format!("{} cannot be read", file.display()))?;
-    }
+    let module = Module::new(root.join("tests/h2spec"))?;
+    let make = |folder: &Path| module.build(H2SPEC, "", &folder.join("h2spec"));
+    Ok(cache.ensure(&Part { name: "h2spec", recipe: module.recipe.clone(), make: &make })?.join("h2spec"))
+}
+
+/// The API server and what belongs to it, built by Go from what tests/kubernetes pins: some minutes the first time. The
+/// folder of the programs.
+///
+/// # Errors
+/// No Go, no module registry, or no room.
+pub(crate) fn kubernetes(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    let module = Module::new(root.join("tests/kubernetes"))?;
     let make = |folder: &Path| {
-        let mut build = Command::new(&go);
-        build.current_dir(&module).args(["build", "-mod=readonly", "-trimpath", "-o"]);
-        must_succeed(build.arg(folder.join("h2spec")).arg(H2SPEC))
+        let version = module.version("k8s.io/kubernetes")?;
+        let minor = version.split('.').nth(1).context("a version has a minor part")?;
+        // What the programs say of themselves; kubectl compares it with the server's.
+        let said = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"].map(|package| {
+            format!("-X {package}.gitVersion={version} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}")
+        });
+        let flags = format!("-s -w {}", said.join(" "));
+        KUBERNETES.iter().try_for_each(|(name, package)| module.build(package, &flags, &folder.join(name)))
     };
-    Ok(cache.ensure(&Part { name: "h2spec", recipe, make: &make })?.join("h2spec"))
+    cache.ensure(&Part { name: "kubernetes", recipe: module.recipe.clone(), make: &make })
+}
+
+/// The OpenAPI document of the Kubernetes that tests/kubernetes pins.
+///
+/// # Errors
+/// No Go, or no module registry.
+pub(crate) fn openapi(root: &Path) -> anyhow::Result<PathBuf> {
+    let module = Module::new(root.join("tests/kubernetes"))?;
+    must_succeed(module.command().args(["mod", "download", "k8s.io/kubernetes"]))?;
+    let folder = stdout_of(module.command().args([
+        "list",
+        "-mod=readonly",
+        "-m",
+        "-f",
+        "{{.Dir}}",
+        "k8s.io/kubernetes",
+    ]))?;
+    Ok(Path::new(folder.trim()).join("api/openapi-spec/swagger.json"))
+}
+
+/// The CRDs of the inference extension as upstream published them.
+fn crds(cache: &Cache) -> anyhow::Result<PathBuf> {
+    let go = go()?;
+    let make = |folder: &Path| {
+        fs::create_dir_all(folder)?;
+        CRDS.iter().try_for_each(|(version, checksum, files)| {
+            let mut download = Command::new(&go);
+            download.args(["mod", "download", "-json", &format!("{EXTENSION}@{version}")]);
+            let told = stdout_of(&mut download)?;
+            let of = |key: &str| {
+                let line = told.lines().find_map(|line| line.trim().strip_prefix(&format!("\"{key}\": \"")));
+                line.and_then(|rest| rest.split('"').next()).context("Go tells of the module in JSON")
+            };
+            let (came, source) = (of("Sum")?, Path::new(of("Dir")?).join("config/crd/bases"));
+            ensure!(came == *checksum, "{EXTENSION}@{version} is {came}, and {checksum} is pinned");
+            for file in *files {
+                fs::write(folder.join(file), fs::read(source.join(file))?)?;
+            }
+            Ok(())
+        })
+    };
+    cache.ensure(&Part { name: "kubernetes-crds", recipe: format!("{CRDS:?}"), make: &make })
+}
+
+/// A folder with a go.mod that pins what is built from it.
+struct Module {
+    folder: PathBuf,
+    go: PathBuf,
+    /// Go's version and what is pinned.
+    recipe: String,
+}
+
+impl Module {
+    fn new(folder: PathBuf) -> anyhow::Result<Self> {
+        let go = go()?;
+        let mut recipe = stdout_of(Command::new(&go).arg("version"))?;
+        for name in ["go.mod", "go.sum"] {
+            let file = folder.join(name);
+            recipe +=
+                &fs::read_to_string(&file).with_context(|| format!("{} cannot be read", file.display()))?;
+        }
+        Ok(Self { folder, go, recipe })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.go);
+        command.current_dir(&self.folder).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local");
+        command
+    }
+
+    fn build(&self, package: &str, linker_flags: &str, program: &Path) -> anyhow::Result<()> {
+        let mut build = self.command();
+        build.args([
+            "build",
+            "-mod=readonly",
+            "-trimpath",
+            "-buildvcs=false",
+            "-ldflags",
+            linker_flags,
+            "-o",
+        ]);
+        must_succeed(build.arg(program).arg(package))
+    }
+
+    fn version(&self, module: &str) -> anyhow::Result<String> {
+        let version =
+            stdout_of(self.command().args(["list", "-mod=readonly", "-m", "-f", "{{.Version}}", module]))?;
+        Ok(version.trim().to_owned())
+    }
 }
 
 /// The machine's Go: by name, else where its own installer puts it.

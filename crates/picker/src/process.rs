@@ -154,6 +154,7 @@ impl Stream<'_> {
     fn begin(&mut self, head: &ext_proc::Head, rest: Rest) -> Result<Option<Box<Intake>>, Refusal> {
         let path = head.path.split('?').next().unwrap_or_default();
         let readable = head.readable && rest != Rest::Unseen && &*head.method == "POST";
+        let safe = matches!(&*head.method, "GET" | "HEAD" | "OPTIONS" | "TRACE");
         let content_length = head.content_length;
         let said = |header| head.control(header).filter(|_| self.picker.options().control_headers);
         let control = Control {
@@ -161,7 +162,8 @@ impl Stream<'_> {
             fairness_id: said(HeaderOf::FairnessId),
             model_rewrite: said(HeaderOf::ModelRewrite),
         };
-        let mut intake = self.picker.director().begin(Head { path, content_length, readable, control })?;
+        let mut intake =
+            self.picker.director().begin(Head { path, safe, content_length, readable, control })?;
         if let Some(subset) = &head.subset {
             intake.restrict(subset.endpoints());
         }

@@ -3,7 +3,9 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use pool::Manifest;
+use operator::overlay;
+use operator::render::{self, Options};
+use pool::{Declared, Fault, Manifest, PoolId, PoolVersion};
 
 use crate::cli::Check;
 use crate::sources::{self, SourceError};
@@ -31,7 +33,10 @@ pub(crate) fn run(flags: &Check) -> ExitCode {
             }
         }
     }
-    let mut report = pool::report(&pool::assemble(&manifests));
+    let declared = pool::assemble(&manifests);
+    let mut report = pool::report(&declared);
+    report.faults.extend(faults_of_overlays(&declared, &flags.allow_overlay));
+    report.faults.sort_by(|one, other| one.position.cmp(&other.position));
     report.faults.splice(0..0, unparsable);
     let printed = write!(std::io::stdout().lock(), "{report}");
     match () {
@@ -39,4 +44,11 @@ pub(crate) fn run(flags: &Check) -> ExitCode {
         () if !report.is_sound() => ExitCode::from(FAULTS),
         () => ExitCode::SUCCESS,
     }
+}
+
+/// What the controller would refuse of overlays: what may be set, and how it merges, is the same for all pools.
+fn faults_of_overlays(declared: &Declared, allowed: &[String]) -> Vec<Fault> {
+    let options = Options { gateway_namespace: String::new(), epp_image: String::new(), conformance: false };
+    let default = render::render(&PoolId::new("default", "pool"), PoolVersion::V1, &options);
+    declared.overlays.iter().flat_map(|overlay| overlay::faults(overlay, allowed, &default)).collect()
 }

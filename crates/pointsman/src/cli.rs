@@ -31,10 +31,14 @@ pub(crate) enum Command {
     Up(Box<Up>),
     /// Run the endpoint picker in front of an Envoy.
     Epp(Box<Epp>),
+    /// Run the operator: InferencePools in, running pickers out.
+    Controller(Box<Controller>),
     /// Run simulated model servers.
     Sim(Sim),
     /// Check manifests offline: what would be in force, and every fault.
     Check(Check),
+    /// Print the objects that the controller makes of InferencePools and their overlays, offline.
+    Render(Render),
 }
 
 #[derive(Args)]
@@ -183,6 +187,80 @@ pub(crate) struct Check {
     /// A manifest file or a folder of them; repeatable.
     #[arg(short, long = "file", value_name = "PATH", required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// A field that the controller is told to let overlays set, as there; repeatable.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) allow_overlay: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Render {
+    /// A manifest file or a folder of them (InferencePool, ConfigMap); repeatable.
+    #[arg(short, long = "file", value_name = "PATH", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) pickers: Pickers,
+}
+
+#[derive(Args)]
+pub(crate) struct Controller {
+    #[command(flatten)]
+    pub(crate) made: Pickers,
+    /// Whose picker a pool has: its own where the Service that it names is there, else ours (auto); always ours; always its own.
+    #[arg(long, value_name = "WHOSE", default_value = "auto")]
+    pub(crate) pickers: Whose,
+    /// Of several controllers only one works: who holds the Lease pointsman-controller in the gateway's namespace.
+    #[arg(long)]
+    pub(crate) leader_elect: bool,
+    /// The address of --metrics-port.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0")]
+    pub(crate) bind: std::net::IpAddr,
+    /// The admin door: /metrics, /healthz, /readyz, /log; port 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 9090)]
+    pub(crate) metrics_port: u16,
+    /// How to reach the API server; without it by the service account of the pod.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+}
+
+/// Whose picker a pool has.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Whose {
+    /// The pool's, where the Service that it names is there; else ours.
+    Auto,
+    /// Ours.
+    Managed,
+    /// The pool's.
+    SelfHosted,
+}
+
+/// How the controller makes pickers.
+#[derive(Args)]
+pub(crate) struct Pickers {
+    /// The namespace of Envoy Gateway, where pickers run.
+    #[arg(long, value_name = "NAMESPACE", default_value = "envoy-gateway-system")]
+    pub(crate) gateway_namespace: String,
+    /// The image of pickers.
+    #[arg(long, value_name = "IMAGE", default_value = concat!("pointsman:", env!("CARGO_PKG_VERSION")))]
+    pub(crate) epp_image: String,
+    /// A field that overlays may set though it is closed to them, as deployment.spec.template.spec.hostNetwork; repeatable.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) allow_overlay: Vec<String>,
+    /// Pickers take part in upstream's conformance suite.
+    #[arg(long)]
+    pub(crate) conformance: bool,
+}
+
+impl Pickers {
+    /// What the objects are rendered with.
+    pub(crate) fn options(&self) -> operator::render::Options {
+        operator::render::Options {
+            gateway_namespace: self.gateway_namespace.clone(),
+            epp_image: self.epp_image.clone(),
+            conformance: self.conformance,
+        }
+    }
 }
 
 #[derive(Args, Clone)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use grpc::{Call, Code, Health, Server, Service, Settings, Status};
+use operator::PoolSource;
 use picker::{HEALTH_SERVICES, LIVENESS, Options, Picker};
 use tls::ServingCertificate;
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Believed, Epp};
 use crate::files::Files;
-use crate::house::{Ground, House, Stop};
+use crate::house::{Ground, House, Source, Stop};
 use crate::listen;
 use crate::logging::LogControl;
 
@@ -39,11 +40,8 @@ impl Service for HealthDoor {
 /// Runs until SIGTERM or ctrl-c.
 pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
     tell_without_meaning(flags);
-    if flags.files.is_empty() {
-        bail!("--file is needed: the InferencePool and its EndpointSlices (Kubernetes is not a source yet)");
-    }
     listen::raise_open_files_max();
-    let files = Files::open(&flags.files, flags.pool())?;
+    let source = source(flags).await?;
     let certificate = certificate(flags)?;
     let at = |port| SocketAddr::from((flags.bind, port));
     let listener = listen::bind(at(flags.grpc_port), "--grpc-port", false)?;
@@ -52,7 +50,7 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
     let addresses = [listener.local_addr()?, health_listener.local_addr()?, admin_listener.local_addr()?];
 
     let limits = flags.limits();
-    let house = House::build(Ground::default(), files, limits).await?;
+    let house = House::build(Ground::default(), source, limits).await?;
     let view = serde_json::json!({
         "body_bytes_max": limits.body_bytes_max,
         "bodies_bytes_max": limits.bodies_bytes_max,
@@ -63,14 +61,7 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
         house.watch_certificate(certificate);
     }
 
-    let (tell_health, serving) = watch::channel(true);
-    let stopping = house.stopping.clone();
-    house.beside(async move {
-        stopping.cancelled().await;
-        tell_health.send_replace(false);
-        // Kept: who watches is to see NOT_SERVING until the process ends, and not an end of the watch.
-        std::future::pending::<()>().await;
-    });
+    let serving = tell_health(&house);
     let health = Health::new(HEALTH_SERVICES, LIVENESS, serving);
     let settings = Settings {
         threads: flags.threads.into(),
@@ -111,6 +102,41 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the pool is declared.
+async fn source(flags: &Epp) -> anyhow::Result<Source> {
+    if !flags.files.is_empty() {
+        return Ok(Source::Files(Files::open(&flags.files, flags.pool())?));
+    }
+    let Some(id) = flags.pool() else {
+        bail!(
+            "which pool? --pool-name (and --pool-namespace) names an InferencePool of a cluster, --file the files that \
+             declare one"
+        );
+    };
+    let client = operator::connect(flags.kubeconfig.as_deref()).await?;
+    Ok(Source::Cluster(Box::new(PoolSource::new(client, id, flags.pool_group))))
+}
+
+/// Whether requests can be decided: a pool is known, and the process goes on.
+fn tell_health(house: &House) -> watch::Receiver<bool> {
+    let mut known = house.known.clone();
+    let (tell, serving) = watch::channel(*known.borrow_and_update());
+    let stopping = house.stopping.clone();
+    house.beside(async move {
+        let follow = async {
+            while known.changed().await.is_ok() {
+                tell.send_replace(*known.borrow_and_update());
+            }
+            std::future::pending::<()>().await;
+        };
+        stopping.run_until_cancelled(follow).await;
+        tell.send_replace(false);
+        // Kept: who watches is to see NOT_SERVING until the process ends, and not an end of the watch.
+        std::future::pending::<()>().await;
+    });
+    serving
+}
+
 /// What the port is served with, where it is to be over TLS.
 fn certificate(flags: &Epp) -> anyhow::Result<Option<Arc<ServingCertificate>>> {
     if !flags.secure_serving {
@@ -125,6 +151,9 @@ fn certificate(flags: &Epp) -> anyhow::Result<Option<Arc<ServingCertificate>>> {
 }
 
 fn tell_without_meaning(flags: &Epp) {
+    if flags.kubeconfig.is_some() && !flags.files.is_empty() {
+        tracing::info!("--kubeconfig has no meaning beside --file and is passed over");
+    }
     for (flag, instead) in flags.upstream.given() {
         tracing::info!("--{flag} has no meaning here and is passed over; instead: {instead}");
     }

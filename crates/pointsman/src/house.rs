@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use director::{Clock, Director, Limits};
+use operator::PoolSource;
 use telemetry::Metrics;
 use telemetry::admin::{self, Subject};
 use tls::ServingCertificate;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +22,9 @@ use crate::shutdown::{self, Signals};
 
 /// How long the first scrape of every endpoint may hold up the start.
 const SETTLE_MAX: Duration = Duration::from_millis(1500);
+
+/// How long a cluster that does not tell of the pool may hold up the start.
+const KNOWN_MAX: Duration = Duration::from_secs(10);
 
 /// How long before the end of the drain time those that still wait for an endpoint are told so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -31,7 +37,17 @@ pub(crate) struct House {
     background: CancellationToken,
     /// Nothing new should come; from now on the admin door says so.
     pub(crate) stopping: CancellationToken,
+    /// Whether a pool is in service.
+    pub(crate) known: watch::Receiver<bool>,
     signals: Signals,
+}
+
+/// Where the pool is declared.
+pub(crate) enum Source {
+    /// In files on this machine.
+    Files(Files),
+    /// On Kubernetes.
+    Cluster(Box<PoolSource>),
 }
 
 /// How long each part of stopping may take.
@@ -59,8 +75,8 @@ pub(crate) struct Ground {
 }
 
 impl House {
-    /// Takes in force what `files` declare, waits a moment for the first loads, and follows changes.
-    pub(crate) async fn build(ground: Ground, files: Files, limits: Limits) -> anyhow::Result<House> {
+    /// Takes in force what `source` declares, waits a moment for the first loads, and follows changes.
+    pub(crate) async fn build(ground: Ground, source: Source, limits: Limits) -> anyhow::Result<House> {
         let Ground { tracker, background } = ground;
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
         let director = Director::new(
@@ -71,11 +87,33 @@ impl House {
             tracker.clone(),
             background.clone(),
         );
-        director.declare(&files.declaration()?).settled(SETTLE_MAX).await;
-        let stopping = CancellationToken::new();
-        let house = House { director, tracker, background, stopping, signals: Signals::listen()? };
-        house.beside(files.watch(Arc::clone(&house.director)));
+        let (tell_known, known) = watch::channel(false);
+        let (stopping, signals) = (CancellationToken::new(), Signals::listen()?);
+        let mut house = House { director, tracker, background, stopping, known, signals };
+        let director = Arc::clone(&house.director);
+        match source {
+            Source::Files(files) => {
+                director.declare(&files.declaration()?);
+                tell_known.send_replace(true);
+                house.beside(files.watch(director));
+            }
+            Source::Cluster(pool) => {
+                house.beside(pool.run(director, tell_known));
+                house.until_known().await;
+            }
+        }
+        if let Some(pool) = house.director.pool() {
+            pool.settled(SETTLE_MAX).await;
+        }
         Ok(house)
+    }
+
+    /// Waits for the cluster to tell of the pool; not for ever: who is asked before that says why nobody can serve.
+    async fn until_known(&mut self) {
+        let known = self.known.wait_for(|known| *known);
+        if timeout(KNOWN_MAX, known).await.is_err() {
+            tracing::warn!("nothing is known of the InferencePool yet: requests are refused until it is");
+        }
     }
 
     /// Runs `task` beside the requests, until the process stops.

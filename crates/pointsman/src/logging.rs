@@ -14,7 +14,8 @@ use crate::cli::{LogFormat, Logging};
 const EXPECTED: &str = "expected error, warn, info, debug, trace or directives such as info,director=debug";
 
 /// What libraries say of their peers is for whoever asks for it by name: a client can make a codec warn of every frame.
-const LIBRARIES: &str = "h2=error,hyper=error,hyper_util=error,rustls=error,tokio_util=error";
+const LIBRARIES: &str = "h2=error,hyper=error,hyper_util=error,rustls=error,tokio_util=error,\
+                         kube_client=off,kube_runtime=error,tower=error";
 
 /// Changes what is logged.
 pub(crate) struct LogControl {

@@ -2,12 +2,14 @@
 
 mod check;
 mod cli;
+mod controller;
 mod endpoint_flag;
 mod epp;
 mod files;
 mod house;
 mod listen;
 mod logging;
+mod render;
 mod shutdown;
 mod sim;
 mod sources;
@@ -26,8 +28,10 @@ fn main() -> ExitCode {
     match cli::Cli::parse().command {
         cli::Command::Up(flags) => run(&flags.logging, |log| up::run(&flags, log)),
         cli::Command::Epp(flags) => run(&flags.logging(), |log| epp::run(&flags, log)),
+        cli::Command::Controller(flags) => run(&flags.logging, |log| controller::run(&flags, log)),
         cli::Command::Sim(flags) => run(&flags.logging, |_| sim::run(&flags)),
         cli::Command::Check(flags) => check::run(&flags),
+        cli::Command::Render(flags) => render::run(&flags),
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Believed, LimitFlags, LogFormat, Up};
 use crate::files::Files;
-use crate::house::{Ground, House, Stop};
+use crate::house::{Ground, House, Source, Stop};
 use crate::listen;
 use crate::logging::LogControl;
 use crate::sim;
@@ -34,7 +34,7 @@ pub(crate) async fn run(flags: &Up, log: LogControl) -> anyhow::Result<()> {
     let runtime = PoolPolicy::resolve(&files.declaration()?.pool.annotations, None).policy.runtime;
     files.add_endpoints(flags.endpoints.iter().cloned());
     files.add_endpoints(sim::start_for_up(sims_wanted(flags), runtime, &ground).await?);
-    let house = House::build(ground, files, limits.of_director()).await?;
+    let house = House::build(ground, Source::Files(files), limits.of_director()).await?;
     house.serve_admin(admin_listener, limits.view(), log);
     if let Some(certificate) = &certificate {
         house.watch_certificate(certificate);

@@ -18,11 +18,12 @@ mod fields;
 mod manifest;
 mod names;
 mod overlay;
+mod pods;
 mod policy;
 mod report;
 mod settings;
 mod slices;
-mod yaml;
+pub mod yaml;
 
 pub use annotations::{Annotation, Annotations, Shape};
 pub use catalog::Catalog;
@@ -34,6 +35,7 @@ pub use manifest::{
     ModelTarget, PassedOver, PickerRef, RewriteRule, Unparsable, parse,
 };
 pub use overlay::{Overlay, OverlayEntry};
+pub use pods::Pod;
 pub use policy::{
     AppProtocol, MetricsScheme, MetricsTarget, Origin, PoolId, PoolPolicy, PoolVersion, PrefixCachePolicy,
     QueueingPolicy, Resolved, RoutingStrategy, Runtime, Setting,

@@ -82,7 +82,8 @@ impl Overlay {
     }
 
     /// Everything that is wrong with its text.
-    pub(crate) fn faults(&self) -> Vec<Fault> {
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
         let mut faults: Vec<Fault> =
             self.entries.iter().flat_map(OverlayEntry::faults).take(FAULTS_MAX).collect();
         let find = |key: &str| self.entries.iter().find(|entry| entry.key == key);
@@ -163,7 +164,8 @@ impl OverlayEntry {
     }
 
     /// A fault at a place within the value; the file's position is exact where the value's lines are the file's.
-    fn fault_at(&self, place: Place, what: String, expected: &str) -> Fault {
+    #[must_use]
+    pub fn fault_at(&self, place: Place, what: String, expected: &str) -> Fault {
         let mut position = self.value_position.clone();
         if self.literal {
             let blank = self.value.bytes().take_while(|&byte| byte == b'\n').count() as u32;

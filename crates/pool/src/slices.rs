@@ -119,7 +119,7 @@ impl InferencePool {
 
 /// What has been taken into a pool.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     pods: HashSet<(String, u16)>,
     hosts: HashSet<(Arc<str>, u16)>,
     names: HashSet<Arc<str>>,
@@ -127,7 +127,13 @@ struct Seen {
 
 impl Seen {
     /// The endpoint, unless it has been taken in before.
-    fn admit(&mut self, pod: &str, name: String, host: &Arc<str>, port: SlicePort) -> Option<EndpointSpec> {
+    pub(crate) fn admit(
+        &mut self,
+        pod: &str,
+        name: String,
+        host: &Arc<str>,
+        port: SlicePort,
+    ) -> Option<EndpointSpec> {
         let SlicePort { number: port, tls } = port;
         if self.hosts.contains(&(Arc::clone(host), port)) || !self.pods.insert((pod.to_owned(), port)) {
             return None;

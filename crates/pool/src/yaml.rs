@@ -26,46 +26,62 @@ const SCALAR_BYTES_MAX: usize = 2 * TEXT_BYTES_MAX;
 
 /// A line and a column, from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    pub(crate) line: u32,
-    pub(crate) column: u32,
+pub struct Place {
+    /// From 1.
+    pub line: u32,
+    /// In characters, from 1.
+    pub column: u32,
 }
 
 /// A value and where it begins.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Node {
-    pub(crate) place: Place,
-    pub(crate) value: Value,
+pub struct Node {
+    /// Where it begins.
+    pub place: Place,
+    /// What it is.
+    pub value: Value,
 }
 
+/// What a value is.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
-    /// The text, and what it is taken for. The flag says that it is a literal block (`|`): then its lines are lines
-    /// of the file, and the node's place is that of its first character that is no line feed.
+pub enum Value {
+    /// Anything that is one text.
     Scalar {
+        /// As written, quotes and escapes resolved.
         text: String,
+        /// What it is taken for.
         scalar: Scalar,
+        /// It is a literal block (`|`): its lines are lines of the file, and the node's place is that of its first character
+        /// that is no line feed.
         literal: bool,
     },
     /// Keys are unique.
     Mapping(Vec<(Key, Node)>),
+    /// In order.
     List(Vec<Node>),
 }
 
 /// The key of a mapping's entry.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Key {
-    pub(crate) place: Place,
-    pub(crate) name: String,
-    pub(crate) scalar: Scalar,
+pub struct Key {
+    /// Where it begins.
+    pub place: Place,
+    /// Its text.
+    pub name: String,
+    /// What it is taken for.
+    pub scalar: Scalar,
 }
 
 /// What a scalar is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scalar {
+pub enum Scalar {
+    /// A text, quoted or not.
     String,
+    /// A number.
     Number,
+    /// `true` or `false`.
     Boolean,
+    /// `null`, `~` or nothing.
     Null,
     /// A string to YAML 1.2, a boolean or another number to YAML 1.1 (`on`, `y`, `010`, `1_000`).
     Ambiguous,
@@ -74,16 +90,18 @@ pub(crate) enum Scalar {
 /// A text that is no YAML, or more of it than is read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
-pub(crate) struct YamlError {
-    pub(crate) place: Place,
-    pub(crate) what: String,
+pub struct YamlError {
+    /// Where.
+    pub place: Place,
+    /// What is wrong.
+    pub what: String,
 }
 
 /// The documents of `text`; one without content is a null.
 ///
 /// # Errors
 /// The first thing that is not YAML, and the limits of this module.
-pub(crate) fn read(text: &str) -> Result<Vec<Node>, YamlError> {
+pub fn read(text: &str) -> Result<Vec<Node>, YamlError> {
     if text.len() > TEXT_BYTES_MAX {
         let what = format!("{} bytes are more than the {TEXT_BYTES_MAX} that are read", text.len());
         return Err(YamlError { place: Place { line: 1, column: 1 }, what });
@@ -99,7 +117,8 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, YamlError> {
 
 impl Node {
     /// What the value is, in words: `a list`, `the number "64"`.
-    pub(crate) fn describe(&self) -> String {
+    #[must_use]
+    pub fn describe(&self) -> String {
         match &self.value {
             Value::Mapping(_) => "a mapping".to_owned(),
             Value::List(_) => "a list".to_owned(),
@@ -113,7 +132,9 @@ impl Node {
         }
     }
 
-    pub(crate) fn is_null(&self) -> bool {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Scalar { scalar: Scalar::Null, .. })
     }
 

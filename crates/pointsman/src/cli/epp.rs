@@ -6,25 +6,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use pool::PoolId;
+use pool::{PoolId, PoolVersion};
 
 use super::{Believed, LogFormat, Logging};
 
 /// Bounds of a picker's own; the rest are those of any door.
 #[derive(Args)]
 pub(crate) struct Epp {
-    /// A manifest file or a folder of them, as for `up`; repeatable. Watched.
+    /// A manifest file or a folder of them, as for `up`, instead of Kubernetes; repeatable. Watched.
     #[arg(short, long = "file", value_name = "PATH")]
     pub(crate) files: Vec<PathBuf>,
-    /// The InferencePool to pick for; with --file: which, where the files declare several.
+    /// The InferencePool to pick for, on Kubernetes; with --file: which, where the files declare several.
     #[arg(long, value_name = "NAME")]
     pub(crate) pool_name: Option<String>,
     /// The namespace of the InferencePool.
     #[arg(long, value_name = "NAMESPACE", default_value = "default")]
     pub(crate) pool_namespace: String,
-    /// The API group of the InferencePool.
-    #[arg(long, value_name = "GROUP", default_value = "inference.networking.k8s.io")]
-    pub(crate) pool_group: String,
+    /// The API group of the InferencePool: inference.networking.k8s.io (v1) or inference.networking.x-k8s.io (v1alpha2).
+    #[arg(long, value_name = "GROUP", default_value = "inference.networking.k8s.io", value_parser = pool_version)]
+    pub(crate) pool_group: PoolVersion,
+    /// How to reach the API server; without it by the service account of the pod.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// The address of all three ports.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0")]
     pub(crate) bind: IpAddr,
@@ -111,6 +114,15 @@ impl Epp {
     }
 }
 
+/// The version of the pools of an API group.
+fn pool_version(group: &str) -> Result<PoolVersion, String> {
+    match group {
+        "inference.networking.k8s.io" => Ok(PoolVersion::V1),
+        "inference.networking.x-k8s.io" => Ok(PoolVersion::V1Alpha2),
+        _ => Err("expected inference.networking.k8s.io or inference.networking.x-k8s.io".into()),
+    }
+}
+
 /// Formats of the log, as upstream calls them.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum ZapEncoder {
@@ -159,7 +171,6 @@ without_meaning! {
     endpoint_target_ports "endpoint-target-ports" "an InferencePool, with --file",
     ha_enable_leader_election "ha-enable-leader-election" "all replicas are active",
     health_checking "health-checking" "health is always served",
-    kubeconfig "kubeconfig" "--file, until Kubernetes is a source",
     kv_cache_usage_percentage_metric "kv-cache-usage-percentage-metric" "the pool's annotation model-server-runtime",
     lora_info_metric "lora-info-metric" "the pool's annotation model-server-runtime",
     metrics_endpoint_auth "metrics-endpoint-auth" "a NetworkPolicy",

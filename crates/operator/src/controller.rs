@@ -1,0 +1,403 @@
+//! The controller: InferencePools in, running pickers out.
+//!
+//! ```text
+//! watches (pools, ConfigMaps, Services, what we made) ──> which pools to look at ──> reconcile, some at a time, one for a pool
+//! ```
+//!
+//! Invariants
+//! - Level, not edge: a reconcile compares what is there with what should be; an event only says where to look.
+//! - Nothing is written that is there already, and nothing at all before everything was listed once.
+//! - Nothing is deleted unless the API server says, asked again, that the pool is gone.
+
+mod events;
+mod live;
+mod models;
+mod reconcile;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _, select_all};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::api::{Api, DynamicObject};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher;
+use kube::{Client, Error};
+use pool::{Manifest, PoolId, PoolPolicy, PoolVersion};
+use serde_json::Value;
+use tokio::time::{Instant, sleep_until};
+
+use crate::render::{Options, names};
+use crate::resources;
+use crate::watch::{Change, Collection, Key};
+use live::{Kind, Live};
+use models::Model;
+use reconcile::{Job, Known, Means};
+
+/// Pools that are looked at together.
+const PARALLEL: usize = 16;
+/// Changes that come within this of the first are looked at together.
+const GATHER: Duration = Duration::from_millis(50);
+/// How long until a pool whose reconcile failed is looked at again: twice as long after each failure, up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const OURS: &str = "app.kubernetes.io/managed-by=pointsman-controller";
+
+/// Whose picker a pool has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pickers {
+    /// The pool's, where the Service that it names is there; else ours.
+    Auto,
+    /// Ours.
+    Managed,
+    /// The pool's.
+    SelfHosted,
+}
+
+/// What the controller was told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How pickers are made.
+    pub options: Options,
+    /// Whether they are made.
+    pub pickers: Pickers,
+    /// Fields that overlays may set though they are closed.
+    pub allow_overlay: Vec<String>,
+}
+
+/// The controller.
+pub struct Controller {
+    means: Arc<Means>,
+    pickers: Pickers,
+    pools: [Collection<DynamicObject, Option<Seen>>; 2],
+    config_maps: Collection<PartialObjectMeta<ConfigMap>, ()>,
+    services: Collection<PartialObjectMeta<Service>, ()>,
+    own: BTreeMap<Kind, Collection<DynamicObject, Live>>,
+    models: Collection<DynamicObject, Option<Model>>,
+    /// To be done.
+    marked: BTreeSet<Work>,
+    under_way: BTreeSet<Work>,
+    failed: HashMap<Work, Failed>,
+}
+
+/// What a change asks for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Work {
+    /// To make a pool's picker what it should be.
+    Picker(PoolId),
+    /// To tell a pool's InferenceModels who has which name.
+    Models(PoolId),
+}
+
+/// A pool, and what of it says whom else it concerns.
+struct Seen {
+    known: Known,
+    overlay: Option<String>,
+}
+
+struct Failed {
+    times: u32,
+    again: Instant,
+}
+
+impl Controller {
+    /// A controller that has seen nothing yet.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings) -> Controller {
+        let everywhere = |version| {
+            let resource = resources::pools(version);
+            let what = format!("{}s ({})", resource.kind, resource.api_version);
+            Collection::new(what, Api::all_with(client.clone(), &resource), watcher::Config::default(), see)
+        };
+        let own = Kind::ALL.into_iter().map(|kind| {
+            let resource = kind.resource();
+            let api = if kind.is_beside_the_pool() {
+                Api::all_with(client.clone(), &resource)
+            } else {
+                Api::namespaced_with(client.clone(), &settings.options.gateway_namespace, &resource)
+            };
+            let config = watcher::Config::default().labels(OURS);
+            (kind, Collection::new(format!("{}s of ours", resource.kind), api, config, Live::read))
+        });
+        let config = watcher::Config::default;
+        Controller {
+            pickers: settings.pickers,
+            pools: [everywhere(PoolVersion::V1), everywhere(PoolVersion::V1Alpha2)],
+            config_maps: Collection::new("ConfigMaps".to_owned(), Api::all(client.clone()), config(), |_| ()),
+            services: Collection::new("Services".to_owned(), Api::all(client.clone()), config(), |_| ()),
+            own: own.collect(),
+            models: Collection::new(
+                "InferenceModels".to_owned(),
+                Api::all_with(client.clone(), &resources::models()),
+                config(),
+                Model::read,
+            ),
+            marked: BTreeSet::new(),
+            under_way: BTreeSet::new(),
+            failed: HashMap::new(),
+            means: Arc::new(Means::new(client, settings)),
+        }
+    }
+
+    /// Makes pickers of pools, for ever. `listed` is called when everything was listed once.
+    pub async fn run(mut self, listed: impl FnOnce()) {
+        let mut listed = Some(listed);
+        let mut running: FuturesUnordered<BoxFuture<'static, (Work, Result<(), Error>)>> =
+            FuturesUnordered::new();
+        let mut due: Option<Instant> = None;
+        loop {
+            let wake = due.into_iter().chain(self.failed.values().map(|failed| failed.again)).min();
+            tokio::select! {
+                () = self.changed() => due = due.or_else(|| Some(Instant::now() + GATHER)),
+                Some((work, outcome)) = running.next() => {
+                    self.under_way.remove(&work);
+                    self.end(work, outcome);
+                }
+                () = until(wake) => {
+                    due = None;
+                    let now = Instant::now();
+                    for (work, failed) in self.failed.iter_mut().filter(|(_, failed)| failed.again <= now) {
+                        self.marked.insert(work.clone());
+                        failed.again = now + RETRY.1;
+                    }
+                }
+            }
+            if due.is_some() || !self.is_ready() {
+                continue;
+            }
+            if let Some(listed) = listed.take() {
+                listed();
+            }
+            while running.len() < PARALLEL
+                && let Some(work) = self.marked.iter().find(|work| !self.under_way.contains(work)).cloned()
+            {
+                self.marked.remove(&work);
+                self.under_way.insert(work.clone());
+                running.push(self.begin(work));
+            }
+        }
+    }
+
+    fn begin(&self, work: Work) -> BoxFuture<'static, (Work, Result<(), Error>)> {
+        let means = Arc::clone(&self.means);
+        match &work {
+            Work::Picker(id) => {
+                let job = self.job(id);
+                Box::pin(async move {
+                    let outcome = means.reconcile(&job).await;
+                    (work, outcome)
+                })
+            }
+            Work::Models(id) => {
+                let told: Vec<_> =
+                    models::judge(self.models_of(&id.namespace).filter(|model| model.pool == *id))
+                        .into_iter()
+                        .map(|(model, verdict)| (model.clone(), verdict))
+                        .collect();
+                Box::pin(async move {
+                    for (model, verdict) in &told {
+                        if let Err(error) = models::tell(&means.client, model, verdict).await {
+                            return (work, Err(error));
+                        }
+                    }
+                    (work, Ok(()))
+                })
+            }
+        }
+    }
+
+    /// Whether what is known suffices to act on.
+    fn is_ready(&self) -> bool {
+        self.pools.iter().all(Collection::has_answered)
+            && self.services.has_answered()
+            && self.config_maps.has_answered()
+            && self.own.values().all(Collection::has_answered)
+            && self.models.is_tried()
+    }
+
+    /// Waits for the next event, and marks the pools that it concerns.
+    async fn changed(&mut self) {
+        let Controller { pools: [v1, v1alpha2], config_maps, services, own, models, .. } = self;
+        let own = own.values_mut().map(|kind| Box::pin(futures_util::stream::once(kind.changed())));
+        let mut own = select_all(own);
+        let (concerned, all) = tokio::select! {
+            change = v1.changed() => pool_of(change),
+            change = v1alpha2.changed() => pool_of(change),
+            change = config_maps.changed() => (Concerned::Overlay(key_of(&change)), change == Change::Any),
+            change = services.changed() => (Concerned::Picker(key_of(&change)), change == Change::Any),
+            change = models.changed() => match change {
+                Change::Set((namespace, _)) | Change::Gone((namespace, _), _) => (Concerned::Models(namespace), false),
+                Change::Any => (Concerned::Nobody, true),
+                Change::Nothing => (Concerned::Nobody, false),
+            },
+            Some(change) = own.next() => match change {
+                Change::Set(key) => (Concerned::Owner(key), false),
+                Change::Gone(_, live) => (Concerned::Pool(live.pool), false),
+                Change::Any => (Concerned::Nobody, true),
+                Change::Nothing => (Concerned::Nobody, false),
+            },
+        };
+        drop(own);
+        if all {
+            return self.mark_all();
+        }
+        let ids: Vec<PoolId> = match concerned {
+            Concerned::Nobody => Vec::new(),
+            Concerned::Models(namespace) => {
+                let pools: Vec<_> =
+                    self.models_of(&namespace).map(|model| Work::Models(model.pool.clone())).collect();
+                return self.marked.extend(pools);
+            }
+            Concerned::Pool(id) => id.into_iter().collect(),
+            Concerned::Owner(key) => {
+                self.own.values().filter_map(|kind| kind.objects().get(&key)?.pool.clone()).collect()
+            }
+            Concerned::Overlay(key) => self.seen_by(key, |seen| seen.overlay.as_deref()),
+            Concerned::Picker(key) => {
+                self.seen_by(key, |seen| seen.known.pool.picker.as_ref().map(|picker| picker.name.as_str()))
+            }
+        };
+        self.marked.extend(ids.into_iter().map(Work::Picker));
+    }
+
+    fn models_of(&self, namespace: &str) -> impl Iterator<Item = &Model> {
+        let range = (namespace.to_owned(), String::new())..;
+        let there = self.models.objects().range(range).take_while(move |((other, _), _)| other == namespace);
+        there.filter_map(|(_, model)| model.as_ref())
+    }
+
+    /// The pools of that namespace that name it.
+    fn seen_by(&self, key: Option<Key>, names: impl Fn(&Seen) -> Option<&str>) -> Vec<PoolId> {
+        let Some((namespace, name)) = key else { return Vec::new() };
+        let of_namespace = |pools: &Collection<DynamicObject, Option<Seen>>| {
+            let range = (namespace.clone(), String::new())..;
+            let there = pools.objects().range(range).take_while(|((other, _), _)| *other == namespace);
+            let named = there.filter_map(|(_, seen)| seen.as_ref()).filter(|seen| names(seen) == Some(&name));
+            named.map(|seen| seen.known.pool.id.clone()).collect::<Vec<_>>()
+        };
+        self.pools.iter().flat_map(of_namespace).collect()
+    }
+
+    fn mark_all(&mut self) {
+        let pools = self.pools.iter().flat_map(|pools| pools.objects().keys());
+        let pools = pools.map(|(namespace, name)| PoolId::new(namespace, name));
+        let own =
+            self.own.values().flat_map(|kind| kind.objects().values()).filter_map(|live| live.pool.clone());
+        let pickers = pools.chain(own).map(Work::Picker);
+        let models = self.models.objects().values().flatten().map(|model| Work::Models(model.pool.clone()));
+        let all: Vec<Work> = pickers.chain(models).collect();
+        self.marked.extend(all);
+    }
+
+    fn job(&self, id: &PoolId) -> Job {
+        let key = (id.namespace.clone(), id.name.clone());
+        let [v1, v1alpha2] = self
+            .pools
+            .each_ref()
+            .map(|pools| pools.objects().get(&key).and_then(Option::as_ref).map(|seen| seen.known.clone()));
+        let (pool, shadowed) = match (v1, v1alpha2) {
+            (Some(v1), shadowed) => (Some(v1), shadowed),
+            (None, v1alpha2) => (v1alpha2, None),
+        };
+        let live = self.own.iter().filter_map(|(kind, objects)| {
+            let namespace = if kind.is_beside_the_pool() {
+                &id.namespace
+            } else {
+                &self.means.settings.options.gateway_namespace
+            };
+            let live = objects.objects().get(&(namespace.clone(), names::picker(id)))?;
+            (live.pool.as_ref() == Some(id)).then(|| (*kind, live.clone()))
+        });
+        let named = pool.as_ref().and_then(|known| known.pool.picker.as_ref());
+        let is_there = named.is_some_and(|picker| {
+            self.services.objects().contains_key(&(id.namespace.clone(), picker.name.clone()))
+        });
+        let brings_picker = match self.pickers {
+            Pickers::Auto => is_there,
+            Pickers::Managed => false,
+            Pickers::SelfHosted => true,
+        };
+        Job { id: id.clone(), pool, shadowed, live: live.collect(), brings_picker }
+    }
+
+    fn end(&mut self, work: Work, outcome: Result<(), Error>) {
+        let Err(error) = outcome else {
+            self.failed.remove(&work);
+            return;
+        };
+        let times = self.failed.get(&work).map_or(0, |failed| failed.times);
+        let (first, most) = RETRY;
+        let wait = first.saturating_mul(1 << times.min(16)).min(most);
+        // A conflict is no more than somebody else's change, which is on its way here.
+        if reconcile::code(&error) != Some(409) {
+            let (Work::Picker(id) | Work::Models(id)) = &work;
+            let what =
+                if matches!(work, Work::Picker(_)) { "its picker is" } else { "its models' status is" };
+            tracing::warn!(pool = %id, retry_in = ?wait, "{what} not as it should be: {error}");
+        }
+        self.failed.insert(work, Failed { times: times.saturating_add(1), again: Instant::now() + wait });
+    }
+}
+
+/// Whom an event concerns.
+enum Concerned {
+    Nobody,
+    /// The InferenceModels of that namespace.
+    Models(String),
+    Pool(Option<PoolId>),
+    /// Whoever owns the object of that name.
+    Owner(Key),
+    /// Whoever names it as overlay.
+    Overlay(Option<Key>),
+    /// Whoever names it as picker.
+    Picker(Option<Key>),
+}
+
+fn pool_of(change: Change<Option<Seen>>) -> (Concerned, bool) {
+    match change {
+        Change::Set((namespace, name)) | Change::Gone((namespace, name), _) => {
+            (Concerned::Pool(Some(PoolId::new(namespace, name))), false)
+        }
+        Change::Any => (Concerned::Nobody, true),
+        Change::Nothing => (Concerned::Nobody, false),
+    }
+}
+
+fn key_of(change: &Change<()>) -> Option<Key> {
+    match change {
+        Change::Set(key) | Change::Gone(key, ()) => Some(key.clone()),
+        Change::Any | Change::Nothing => None,
+    }
+}
+
+/// The pool of an object; none where it is not sound, which the API server's own rules keep out.
+fn see(mut object: DynamicObject) -> Option<Seen> {
+    object.metadata.managed_fields = None;
+    let subject = events::Subject::of(&object);
+    let status = object.data.get("status").cloned().unwrap_or(Value::Null);
+    let name = format!("{} {}/{}", subject.kind, subject.namespace, subject.name);
+    let text = serde_json::to_string(&object).unwrap_or_default();
+    let manifest = pool::parse(&name, &text).unwrap_or_else(Manifest::from);
+    let Some(pool) = manifest.pools.into_iter().next() else {
+        manifest.faults.iter().for_each(|fault| tracing::error!("{fault}"));
+        return None;
+    };
+    let overlay = PoolPolicy::resolve(&pool.annotations, None).policy.epp_overlay;
+    let known = Known {
+        pool,
+        subject,
+        generation: object.metadata.generation.unwrap_or(0),
+        resource_version: object.metadata.resource_version.unwrap_or_default(),
+        status,
+    };
+    Some(Seen { known, overlay })
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

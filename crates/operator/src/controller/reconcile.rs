@@ -1,0 +1,420 @@
+//! One pool: what is there is made what should be there. Nothing is remembered between two calls but what was told.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, ValidationDirective,
+};
+use kube::{Client, Error};
+use parking_lot::Mutex;
+use pool::{FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion};
+use serde_json::{Value, json};
+
+use super::Settings;
+use super::events::{self, Fact, Severity, Subject};
+use super::live::{Kind, Live, covers};
+use super::status::{self, Condition};
+use crate::overlay::Overlay;
+use crate::render::{self, PickerObjects, names};
+use crate::resources;
+
+pub(super) const FIELD_MANAGER: &str = "pointsman-controller";
+/// The digest of what was applied: says that fields which only it had are to go.
+const APPLIED: &str = "pointsman.dev/applied";
+const NOT_FOUND: u16 = 404;
+const CLIENT_ERRORS: std::ops::Range<u16> = 400..500;
+const TOO_MANY_REQUESTS: u16 = 429;
+const CONFLICT: u16 = 409;
+
+/// What every reconcile is done with.
+pub(super) struct Means {
+    pub(super) client: Client,
+    pub(super) settings: Settings,
+    told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
+}
+
+/// A pool as the API server has it.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) pool: InferencePool,
+    pub(super) subject: Subject,
+    pub(super) generation: i64,
+    pub(super) resource_version: String,
+    pub(super) status: Value,
+}
+
+/// What is to be looked at.
+pub(super) struct Job {
+    pub(super) id: PoolId,
+    /// The pool; none: it is gone.
+    pub(super) pool: Option<Known>,
+    /// A v1alpha2 pool of the same name, behind that of v1.
+    pub(super) shadowed: Option<Known>,
+    pub(super) live: BTreeMap<Kind, Live>,
+    /// The Service that the pool names is there.
+    pub(super) brings_picker: bool,
+}
+
+/// What became of the overlay.
+enum Shape {
+    Default,
+    Reshaped(Box<PickerObjects>),
+    /// Why not, in lines.
+    Broken(Subject, Vec<String>),
+    Missing(String),
+}
+
+impl Means {
+    pub(super) fn new(client: Client, settings: Settings) -> Means {
+        Means { client, settings, told: Mutex::default() }
+    }
+
+    /// # Errors
+    /// What the API server said; to be tried again.
+    pub(super) async fn reconcile(&self, job: &Job) -> Result<(), Error> {
+        let Some(known) = &job.pool else { return self.take_away(job).await };
+        let mut facts = BTreeSet::new();
+        if let Some(shadowed) = &job.shadowed {
+            let message =
+                format!("the InferencePool {} of v1 rules; this one of v1alpha2 is not used", job.id);
+            let fact = Fact { severity: Severity::Warning, reason: "ShadowedByV1", message };
+            self.tell_once(&job.id, &shadowed.subject, &fact).await?;
+            facts.insert(fact);
+        }
+        let outcome = if job.brings_picker {
+            self.leave_to(job, known).await
+        } else {
+            self.make(job, known, &mut facts).await
+        };
+        self.told.lock().entry(job.id.clone()).or_default().retain(|fact| facts.contains(fact));
+        outcome
+    }
+
+    /// The pool is gone: so is its picker.
+    async fn take_away(&self, job: &Job) -> Result<(), Error> {
+        self.told.lock().remove(&job.id);
+        if job.live.is_empty() {
+            return Ok(());
+        }
+        // What a watch says may be older than what is deleted for it.
+        for version in [PoolVersion::V1, PoolVersion::V1Alpha2] {
+            let api = self.api(&resources::pools(version), &job.id.namespace);
+            match api.get_opt(&job.id.name).await {
+                Ok(None) => {}
+                Ok(Some(_)) => return Ok(()),
+                Err(error) if code(&error) == Some(NOT_FOUND) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        tracing::info!(pool = %job.id, "the pool is gone: its picker is taken away");
+        self.delete_all(job).await
+    }
+
+    async fn delete_all(&self, job: &Job) -> Result<(), Error> {
+        for (kind, live) in job.live.iter().rev() {
+            let metadata = &live.object["metadata"];
+            let (Some(namespace), Some(name)) = (metadata["namespace"].as_str(), metadata["name"].as_str())
+            else {
+                continue;
+            };
+            let only_this = Preconditions { uid: Some(live.uid.clone()), resource_version: None };
+            let parameters = DeleteParams { preconditions: Some(only_this), ..DeleteParams::background() };
+            match self.api(&kind.resource(), namespace).delete(name, &parameters).await {
+                Ok(_) => {}
+                // Another one by now, or none.
+                Err(error) if matches!(code(&error), Some(NOT_FOUND | CONFLICT)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The pool brings its own picker.
+    async fn leave_to(&self, job: &Job, known: &Known) -> Result<(), Error> {
+        if !job.live.is_empty() {
+            let message =
+                "the Service that the pool names is there: its picker is used, and ours is taken away";
+            let fact =
+                Fact { severity: Severity::Normal, reason: "PickerSelfHosted", message: message.to_owned() };
+            events::tell(&self.client, &known.subject, &fact).await?;
+            self.delete_all(job).await?;
+        }
+        match status::without(known.pool.version, &known.status) {
+            Some(entries) => self.write_status(known, entries).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
+        let pool = &known.pool;
+        let resolved = PoolPolicy::resolve(&pool.annotations, None);
+        let settings = self.judge_settings(known, &resolved.faults, facts).await?;
+        let default = render::render(&pool.id, pool.version, &self.settings.options);
+        let shape = match &resolved.policy.epp_overlay {
+            Some(name) => self.shape(&pool.id, name, &default, job).await?,
+            None => Shape::Default,
+        };
+        let overlay = self.judge_overlay(known, &shape, facts).await?;
+        let applied = self.apply(job, &default, &shape).await;
+        let ready = ready(job, &applied);
+        let deployment = (self.settings.options.gateway_namespace.as_str(), names::picker(&pool.id));
+        let conditions = [settings, overlay, ready];
+        let entries = status::entries(
+            pool.version,
+            &known.status,
+            (deployment.0, &deployment.1),
+            &conditions,
+            known.generation,
+        );
+        if let Some(entries) = entries {
+            self.write_status(known, entries).await?;
+        }
+        applied
+    }
+
+    /// What is wrong with the annotations.
+    async fn judge_settings(
+        &self,
+        known: &Known,
+        faults: &[pool::Fault],
+        facts: &mut BTreeSet<Fact>,
+    ) -> Result<Condition, Error> {
+        let lines: Vec<String> = faults
+            .iter()
+            .map(|fault| {
+                format!("{}: {}; expected {}; using {}", fault.key, fault.what, fault.expected, fault.using)
+            })
+            .collect();
+        let message = lines.join("\n");
+        let kind = "SettingsValid";
+        let is_new = status::message(known.pool.version, &known.status, kind) != Some(&message);
+        for (fault, line) in faults.iter().zip(lines) {
+            let reason = match fault.kind {
+                FaultKind::UnknownAnnotation => "UnknownAnnotation",
+                _ => "InvalidAnnotation",
+            };
+            let fact = Fact { severity: Severity::Warning, reason, message: line };
+            if is_new {
+                self.tell_once(&known.pool.id, &known.subject, &fact).await?;
+            }
+            facts.insert(fact);
+        }
+        let reason = if faults.is_empty() { "Valid" } else { "InvalidAnnotation" };
+        let message =
+            if faults.is_empty() { "every annotation of ours is understood".to_owned() } else { message };
+        Ok(Condition { kind, holds: faults.is_empty(), reason, message })
+    }
+
+    /// The default with the pool's overlay over it.
+    async fn shape(
+        &self,
+        id: &PoolId,
+        name: &str,
+        default: &PickerObjects,
+        job: &Job,
+    ) -> Result<Shape, Error> {
+        let config_maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &id.namespace);
+        let Some(config_map) = config_maps.get_opt(name).await? else {
+            return Ok(Shape::Missing(name.to_owned()));
+        };
+        let subject = Subject {
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            namespace: id.namespace.clone(),
+            name: name.to_owned(),
+            uid: config_map.metadata.uid.clone().unwrap_or_default(),
+        };
+        let document = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": name, "namespace": id.namespace },
+            "data": config_map.data.unwrap_or_default(),
+        });
+        let parsed = pool::parse(name, &document.to_string()).ok();
+        let Some(overlay) = parsed.and_then(|manifest| manifest.overlays.into_iter().next()) else {
+            return Ok(Shape::Broken(subject, vec!["it cannot be read".to_owned()]));
+        };
+        let reshaped =
+            Overlay::read(&overlay, &self.settings.allow_overlay).and_then(|overlay| overlay.apply(default));
+        let reshaped = match reshaped {
+            Ok(reshaped) => reshaped,
+            Err(faults) => {
+                return Ok(Shape::Broken(subject, faults.iter().map(ToString::to_string).collect()));
+            }
+        };
+        // The API server knows more than a schema says.
+        for object in reshaped.in_order() {
+            let Some(kind) = kind_of(object).filter(|kind| kind.is_open()) else { continue };
+            if is_applied(job.live.get(&kind), object) {
+                continue;
+            }
+            if let Err(error) = self.put(kind, object, true).await {
+                match &error {
+                    Error::Api(status)
+                        if CLIENT_ERRORS.contains(&status.code) && status.code != TOO_MANY_REQUESTS =>
+                    {
+                        let line =
+                            format!("{}: the API server rejects it: {}", data_key(kind), status.message);
+                        return Ok(Shape::Broken(subject, vec![line]));
+                    }
+                    _ => return Err(error),
+                }
+            }
+        }
+        Ok(Shape::Reshaped(Box::new(reshaped)))
+    }
+
+    async fn judge_overlay(
+        &self,
+        known: &Known,
+        shape: &Shape,
+        facts: &mut BTreeSet<Fact>,
+    ) -> Result<Condition, Error> {
+        let kind = "OverlayApplied";
+        let (holds, reason, message, config_map) = match shape {
+            Shape::Default => (true, "NoOverlay", "the picker has its default shape".to_owned(), None),
+            Shape::Reshaped(_) => {
+                (true, "Applied", "the picker has the shape of its overlay".to_owned(), None)
+            }
+            Shape::Missing(name) => {
+                let id = &known.pool.id.namespace;
+                let message = format!(
+                    "the ConfigMap {id}/{name} that {} names is not there: the default is used",
+                    resources::OVERLAY
+                );
+                (false, "OverlayMissing", message, None)
+            }
+            Shape::Broken(config_map, lines) => {
+                let of = format!("ConfigMap {}/{}", config_map.namespace, config_map.name);
+                let message = format!("{of}: {}; no part of it is used", lines.join("\n"));
+                (false, "InvalidOverlay", message, Some(config_map))
+            }
+        };
+        if !holds {
+            let fact = Fact { severity: Severity::Warning, reason, message: message.clone() };
+            if status::message(known.pool.version, &known.status, kind) != Some(&message) {
+                if let Some(config_map) = config_map {
+                    events::tell(&self.client, config_map, &fact).await?;
+                }
+                self.tell_once(&known.pool.id, &known.subject, &fact).await?;
+            }
+            facts.insert(fact);
+        }
+        Ok(Condition { kind, holds, reason, message })
+    }
+
+    /// Applies what is not there as it should be.
+    async fn apply(&self, job: &Job, default: &PickerObjects, shape: &Shape) -> Result<(), Error> {
+        let objects = match shape {
+            Shape::Reshaped(reshaped) => reshaped,
+            _ => default,
+        };
+        for object in objects.in_order() {
+            let Some(kind) = kind_of(object) else { continue };
+            let live = job.live.get(&kind);
+            let stays = matches!(shape, Shape::Broken(..)) && kind.is_open() && live.is_some();
+            if !stays && !is_applied(live, object) {
+                self.put(kind, object, false).await?;
+                tracing::info!(pool = %job.id, "{kind:?} applied");
+            }
+        }
+        Ok(())
+    }
+
+    async fn put(&self, kind: Kind, object: &Value, dry_run: bool) -> Result<DynamicObject, Error> {
+        let mut object = object.clone();
+        let digest = digest(&object);
+        object["metadata"]["annotations"][APPLIED] = digest.into();
+        let parameters = PatchParams {
+            dry_run,
+            force: true,
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            field_validation: Some(ValidationDirective::Strict),
+        };
+        let metadata = &object["metadata"];
+        let (namespace, name) = (
+            metadata["namespace"].as_str().unwrap_or_default(),
+            metadata["name"].as_str().unwrap_or_default(),
+        );
+        self.api(&kind.resource(), namespace).patch(name, &parameters, &Patch::Apply(&object)).await
+    }
+
+    /// Fails where the pool changed meanwhile: its change is on its way here.
+    async fn write_status(&self, known: &Known, entries: Value) -> Result<(), Error> {
+        let (id, version) = (&known.pool.id, known.pool.version);
+        let change = json!({
+            "metadata": { "resourceVersion": known.resource_version },
+            "status": { status::list(version): entries },
+        });
+        let api = self.api(&resources::pools(version), &id.namespace);
+        match api.patch_status(&id.name, &PatchParams::default(), &Patch::Merge(&change)).await {
+            Ok(_) => Ok(()),
+            Err(error) if code(&error) == Some(NOT_FOUND) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn tell_once(&self, id: &PoolId, subject: &Subject, fact: &Fact) -> Result<(), Error> {
+        if self.told.lock().get(id).is_some_and(|told| told.contains(fact)) {
+            return Ok(());
+        }
+        events::tell(&self.client, subject, fact).await?;
+        self.told.lock().entry(id.clone()).or_default().insert(fact.clone());
+        Ok(())
+    }
+
+    fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+}
+
+/// Whether the picker serves, by its Deployment.
+fn ready(job: &Job, applied: &Result<(), Error>) -> Condition {
+    let kind = "PickerReady";
+    if let Err(error) = applied {
+        return Condition { kind, holds: false, reason: "ApplyFailed", message: error.to_string() };
+    }
+    let deployment = job.live.get(&Kind::Deployment).map(|live| &live.object["status"]);
+    let count = |field: &str| deployment.and_then(|status| status[field].as_u64()).unwrap_or(0);
+    if count("readyReplicas") > 0 {
+        return Condition { kind, holds: true, reason: "PodsReady", message: "a picker is ready".to_owned() };
+    }
+    let name = names::picker(&job.id);
+    let message = format!(
+        "no pod of the Deployment {name} is ready ({} are there): kubectl describe it",
+        count("replicas")
+    );
+    Condition { kind, holds: false, reason: "NoPodReady", message }
+}
+
+/// Whether the object was applied as it should be, and nobody changed it since.
+fn is_applied(live: Option<&Live>, object: &Value) -> bool {
+    live.is_some_and(|live| {
+        live.object["metadata"]["annotations"][APPLIED] == digest(object) && covers(&live.object, object)
+    })
+}
+
+fn digest(object: &Value) -> String {
+    names::hash(&object.to_string())
+}
+
+fn kind_of(object: &Value) -> Option<Kind> {
+    Kind::ALL.into_iter().find(|kind| object["kind"] == kind.resource().kind)
+}
+
+fn data_key(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "service",
+        Kind::PodDisruptionBudget => "podDisruptionBudget",
+        _ => "deployment",
+    }
+}
+
+/// The status code of the API server's answer.
+pub(super) fn code(error: &Error) -> Option<u16> {
+    match error {
+        Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}

@@ -1,0 +1,20 @@
+//! Kubernetes: the client, what a picker reads of its pool, and what becomes of it there.
+//!
+//! Invariants
+//! - An API server that is away changes nothing: what was read last stays in force, and the log says so once.
+//! - Nothing is polled: every object is listed once and watched from there.
+
+mod client;
+mod controller;
+mod lease;
+pub mod overlay;
+mod pool_source;
+pub mod render;
+mod resources;
+mod watch;
+
+pub use client::{ClientError, connect};
+pub use controller::{Controller, Pickers, Settings};
+pub use kube::Client;
+pub use lease::Election;
+pub use pool_source::PoolSource;

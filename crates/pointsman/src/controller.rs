@@ -1,0 +1,127 @@
+//! `pointsman controller`: the operator.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use operator::{Client, Election, Pickers, Settings};
+use serde_json::json;
+use telemetry::Metrics;
+use telemetry::admin::{self, Subject};
+use tokio::sync::watch;
+
+use crate::cli::{Controller, Whose};
+use crate::listen;
+use crate::logging::LogControl;
+use crate::shutdown::Signals;
+
+const LEASE: &str = "pointsman-controller";
+
+/// The controller as the admin door shows it.
+struct Program {
+    standing: watch::Receiver<Standing>,
+    log: LogControl,
+}
+
+/// What this controller does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Another one leads.
+    Waits,
+    /// It leads, and has not seen everything yet.
+    Lists,
+    /// It leads.
+    Leads,
+}
+
+/// Runs until SIGTERM or ctrl-c. Nothing is to be drained: what it made stays, and the next one goes on from there.
+pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<()> {
+    let client = operator::connect(flags.kubeconfig.as_deref()).await?;
+    let listener = listen::bind(SocketAddr::from((flags.bind, flags.metrics_port)), "--metrics-port", false)?;
+    let address = listener.local_addr()?;
+    let mut signals = Signals::listen()?;
+    let settings = Settings {
+        options: flags.made.options(),
+        pickers: match flags.pickers {
+            Whose::Auto => Pickers::Auto,
+            Whose::Managed => Pickers::Managed,
+            Whose::SelfHosted => Pickers::SelfHosted,
+        },
+        allow_overlay: flags.made.allow_overlay.clone(),
+    };
+    let (tell_standing, standing) = watch::channel(Standing::Waits);
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+    let admin = admin::serve(listener, metrics, Arc::new(Program { standing, log }), std::future::pending());
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "ready metrics={address}")?;
+    stdout.flush()?;
+    let mut election = flags.leader_elect.then(|| {
+        let namespace = &flags.made.gateway_namespace;
+        Election::new(client.clone(), namespace, LEASE, identity())
+    });
+    tokio::select! {
+        signal = signals.next() => tracing::info!(signal, "stopping: pickers go on"),
+        () = lead(client, &settings, election.as_mut(), &tell_standing) => {}
+        ended = admin => ended?,
+    }
+    if let Some(election) = &mut election {
+        election.release().await;
+    }
+    Ok(())
+}
+
+/// Works whenever this one leads, for ever.
+async fn lead(
+    client: Client,
+    settings: &Settings,
+    mut election: Option<&mut Election>,
+    standing: &watch::Sender<Standing>,
+) {
+    loop {
+        if let Some(election) = &mut election {
+            election.win().await;
+        }
+        standing.send_replace(Standing::Lists);
+        let controller = operator::Controller::new(client.clone(), settings.clone());
+        let listed = || {
+            standing.send_replace(Standing::Leads);
+        };
+        match &mut election {
+            Some(election) => tokio::select! {
+                () = controller.run(listed) => {}
+                () = election.keep() => {}
+            },
+            None => controller.run(listed).await,
+        }
+        standing.send_replace(Standing::Waits);
+    }
+}
+
+/// What no other controller is called.
+fn identity() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    format!("{}_{:08x}", host.unwrap_or_default(), director::random_seed() >> 32)
+}
+
+impl Subject for Program {
+    fn ready(&self) -> Result<(), String> {
+        // Who waits is as ready as it will be.
+        if *self.standing.borrow() == Standing::Lists {
+            Err("not everything was listed yet".into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn state(&self) -> serde_json::Value {
+        json!({ "standing": format!("{:?}", *self.standing.borrow()).to_lowercase() })
+    }
+
+    fn log_level(&self) -> String {
+        self.log.level()
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), String> {
+        self.log.set_level(level)
+    }
+}

@@ -1,0 +1,60 @@
+"""One real Kubernetes API for all of these tests; a namespace for each."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from harness.cluster import Cluster, Namespace
+from harness.controller import Controller
+from harness.epp import Picker
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    namespace = Namespace(cluster, request.node.name.removeprefix("test_"))
+    yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def pick(cluster: Cluster, namespace: Namespace, tmp_path) -> Iterator[Callable[..., Picker]]:
+    """Starts a picker for the pool `pool` of the test's namespace."""
+    started: list[Picker] = []
+
+    def pick(*arguments: object, kubeconfig: object = None) -> Picker:
+        named = ("--pool-name", "pool", "--pool-namespace", namespace.name)
+        started.append(Picker(tmp_path, "--kubeconfig", kubeconfig or cluster.kubeconfig, *named, *arguments))
+        return started[-1]
+
+    yield pick
+    for picker in started:
+        picker.close()
+
+
+@pytest.fixture
+def gateways(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    """The gateway's namespace of one test."""
+    gateways = Namespace(cluster, "gw-" + request.node.name.removeprefix("test_"))
+    yield gateways
+    gateways.close()
+
+
+@pytest.fixture
+def control(cluster: Cluster, gateways: Namespace, tmp_path) -> Iterator[Callable[..., Controller]]:
+    """Starts a controller. One at a time: all see all pools."""
+    started: list[Controller] = []
+
+    def control(*arguments: object, kubeconfig: object = None) -> Controller:
+        started.append(Controller(tmp_path, kubeconfig or cluster.kubeconfig, gateways.name, *arguments))
+        return started[-1]
+
+    yield control
+    for controller in started:
+        controller.close()
