@@ -10,14 +10,23 @@ from urllib.parse import urlsplit
 import yaml
 
 from harness.manifests import LABELS
-from harness.pointsman import ROOT
+from harness.pointsman import ROOT, run
 from harness.relay import Relay
 
 CACHE = Path(os.environ.get("POINTSMAN_CACHE", Path.home() / ".cache/pointsman"))
 PROGRAMS = Path(os.environ.get("POINTSMAN_KUBERNETES", CACHE / "kubernetes"))
 CRDS = Path(os.environ.get("POINTSMAN_CRDS", CACHE / "kubernetes-crds"))
 RUN = CACHE / "kubernetes-run"
+CONTROLLERS = "pointsman-system"
+"""The namespace of the controller."""
 SCRIPT = ROOT / "tests/kubernetes/cluster.sh"
+
+
+def installation(*kinds: str, flags: tuple = ()) -> list[dict]:
+    """What `pointsman controller --install` prints of those kinds."""
+    printed = run("controller", "--install", *flags)
+    assert printed.returncode == 0, printed.stderr
+    return [document for document in yaml.safe_load_all(printed.stdout) if not kinds or document["kind"] in kinds]
 
 
 class Cluster:
@@ -36,8 +45,16 @@ class Cluster:
             self._script("down")
 
     def apply_crds(self) -> None:
-        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRDS)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+        """Those of our installation: upstream's, or made of our types."""
+        crds = yaml.safe_dump_all(installation("CustomResourceDefinition"))
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=crds)
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", "-", stdin=crds)
+
+    def as_controller(self, gateway_namespace: str, path: Path, *flags: object) -> Path:
+        """A kubeconfig with what an installation grants the controller, and no more."""
+        kinds = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+        self.apply(*installation(*kinds, flags=("--gateway-namespace", gateway_namespace, *flags)))
+        return self.with_token_of(CONTROLLERS, "pointsman-controller", path)
 
     def kubectl(self, *arguments: object, stdin: str | None = None) -> str:
         """Runs kubectl; what it printed. It must succeed."""
@@ -76,6 +93,9 @@ class Cluster:
     def as_account(self, namespace: str, name: str, path: Path) -> Path:
         """A kubeconfig of that service account, which is made."""
         self.kubectl("create", "serviceaccount", name, "-n", namespace)
+        return self.with_token_of(namespace, name, path)
+
+    def with_token_of(self, namespace: str, name: str, path: Path) -> Path:
         config = self.config()
         config["users"][0]["user"] = {"token": self.kubectl("create", "token", name, "-n", namespace).strip()}
         path.write_text(yaml.safe_dump(config))

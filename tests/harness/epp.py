@@ -47,14 +47,14 @@ class Picker(Pointsman):
         self._secure = secure
         self._peers: queue.SimpleQueue[Peer] = queue.SimpleQueue()
 
-    def peer(self) -> Peer:
+    def peer(self, pool: str | None = None) -> Peer:
         """A new connection of an Envoy."""
         assert not self._secure, "this one needs a certificate"
-        return Peer(self.grpc)
+        return Peer(self.grpc, pool=pool)
 
-    def ask(self, body: bytes = BODY, **head: object) -> Outcome:
+    def ask(self, body: bytes = BODY, pool: str | None = None, **head: object) -> Outcome:
         """A request whose answer ends well at once."""
-        with self.peer() as peer:
+        with self.peer(pool) as peer:
             return served(*peer.ask(body, **head))
 
     def complete(self, prompt: str = "Which track?", **_: object) -> httpx.Response:

@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue, Metadata
@@ -292,6 +293,9 @@ class Stream:
         self._answers.put(End(self._call.code(), self._call.details()))
 
 
+POOL = "x-pointsman-pool"
+
+
 class Log:
     """An access log stream."""
 
@@ -324,9 +328,9 @@ def entry_for(outcome: Outcome, status: int = 200) -> HTTPAccessLogEntry:
 
 
 class Peer:
-    """One connection."""
+    """One connection. `pool` is named by every stream, as a picker of many asks for."""
 
-    def __init__(self, address: str, *, root: bytes | None = None, name: str | None = None) -> None:
+    def __init__(self, address: str, *, root: bytes | None = None, name: str | None = None, pool: str | None = None) -> None:
         options = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
@@ -338,9 +342,8 @@ class Peer:
         else:
             named = [*options, *([("grpc.ssl_target_name_override", name)] if name else [])]
             self.channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(root), named)
-        self._process = self.channel.stream_stream(
-            PROCESS, ProcessingRequest.SerializeToString, ProcessingResponse.FromString
-        )
+        process = self.channel.stream_stream(PROCESS, ProcessingRequest.SerializeToString, ProcessingResponse.FromString)
+        self._process = partial(process, metadata=[(POOL, pool)] if pool is not None else None)
         self._logs = self.channel.stream_unary(
             LOGS, StreamAccessLogsMessage.SerializeToString, StreamAccessLogsResponse.FromString
         ).future

@@ -48,11 +48,12 @@ def gateways(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Names
 
 @pytest.fixture
 def control(cluster: Cluster, gateways: Namespace, tmp_path) -> Iterator[Callable[..., Controller]]:
-    """Starts a controller. One at a time: all see all pools."""
+    """Starts a controller with the rights of an installation. One at a time: all see all pools."""
     started: list[Controller] = []
+    granted = cluster.as_controller(gateways.name, tmp_path / "controller.kubeconfig")
 
     def control(*arguments: object, kubeconfig: object = None) -> Controller:
-        started.append(Controller(tmp_path, kubeconfig or cluster.kubeconfig, gateways.name, *arguments))
+        started.append(Controller(tmp_path, kubeconfig or granted, gateways.name, *arguments))
         return started[-1]
 
     yield control

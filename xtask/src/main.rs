@@ -3,6 +3,7 @@
 
 mod api;
 mod cache;
+mod chart;
 mod docs;
 mod envoy;
 mod fuzz;
@@ -45,6 +46,12 @@ enum Task {
     /// Cut what overlays may change out of Kubernetes' OpenAPI document.
     Schema {
         /// Only check that it is what it should be.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write the Helm chart out of what `pointsman controller --install` prints.
+    Chart {
+        /// Write nothing; fail if the chart differs.
         #[arg(long)]
         check: bool,
     },
@@ -97,6 +104,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Envoy { example } => envoy::run(&root, example)?,
         Task::Api { api } => api::run(&root, api)?,
         Task::Schema { check } => schema::run(&root, check)?,
+        Task::Chart { check } => chart::run(&root, check)?,
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds)?,
         Task::Layers => layers::check(&root)?,
         Task::Docs { check: true } => docs::check(&root)?,

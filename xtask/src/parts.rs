@@ -1,4 +1,4 @@
-//! What the Python tests need: an installer, their libraries, real vLLM, models for it, real Envoy, h2spec, and Kubernetes.
+//! What the Python tests need: an installer, their libraries, real vLLM, models for it, real Envoy, h2spec, Helm, and Kubernetes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use crate::process::{must_succeed, stdout_of};
 
 const UV: &str = "uv==0.13.9";
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";
+const HELM: &str = "helm.sh/helm/v3/cmd/helm";
 
 /// The programs of the test cluster and the packages that they are built from.
 const KUBERNETES: [(&str, &str); 6] = [
@@ -60,6 +61,8 @@ pub(crate) struct Parts {
     pub(crate) models: PathBuf,
     /// The conformance tool for HTTP/2.
     pub(crate) h2spec: PathBuf,
+    /// Helm's program.
+    pub(crate) helm: PathBuf,
     /// Envoy's program.
     pub(crate) envoy: PathBuf,
     /// The folder of the programs of [`KUBERNETES`].
@@ -77,11 +80,12 @@ pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
     let python = installer.environment("blackbox", &root.join("tests/requirements.txt"))?;
     let vllm_python = installer.environment("vllm-0.32", &root.join("tests/real/vllm-0.32.txt"))?;
     let models = models(root, cache, &vllm_python)?;
-    let h2spec = h2spec(root, cache)?;
+    let h2spec = go_program(root, cache, "h2spec", H2SPEC)?;
+    let helm = go_program(root, cache, "helm", HELM)?;
     let envoy = installer.envoy(root)?;
     let kubernetes = kubernetes(root, cache)?;
     let crds = crds(cache)?;
-    Ok(Parts { python, vllm_python, models, h2spec, envoy, kubernetes, crds })
+    Ok(Parts { python, vllm_python, models, h2spec, helm, envoy, kubernetes, crds })
 }
 
 /// Installs real Envoy alone; its program.
@@ -163,11 +167,11 @@ fn models(root: &Path, cache: &Cache, vllm_python: &Path) -> anyhow::Result<Path
     cache.ensure(&Part { name: "models", recipe: text, make: &make })
 }
 
-/// h2spec, built by Go from what tests/h2spec pins.
-fn h2spec(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
-    let module = Module::new(root.join("tests/h2spec"))?;
-    let make = |folder: &Path| module.build(H2SPEC, "", &folder.join("h2spec"));
-    Ok(cache.ensure(&Part { name: "h2spec", recipe: module.recipe.clone(), make: &make })?.join("h2spec"))
+/// A program, built by Go from what tests/NAME pins.
+fn go_program(root: &Path, cache: &Cache, name: &'static str, package: &str) -> anyhow::Result<PathBuf> {
+    let module = Module::new(root.join("tests").join(name))?;
+    let make = |folder: &Path| module.build(package, "-s -w", &folder.join(name));
+    Ok(cache.ensure(&Part { name, recipe: module.recipe.clone(), make: &make })?.join(name))
 }
 
 /// The API server and what belongs to it, built by Go from what tests/kubernetes pins: some minutes the first time. The

@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::parts::{self, Parts};
 use crate::process::{follow, line_of};
 use crate::tally::Tally;
-use crate::{docs, fuzz, layers, schema};
+use crate::{chart, docs, fuzz, layers, schema};
 
 /// Runs the steps: those of `fast`, or all.
 ///
@@ -62,6 +62,7 @@ impl Steps<'_> {
         let (true, Some(parts)) = (installed, parts) else { return Ok(false) };
         Ok(self.pytest("black box", "tests/blackbox", &parts)?
             && self.check("schema", "cargo xtask schema --check", |root| schema::run(root, true))
+            && self.check("chart", "cargo xtask chart --check", |root| chart::run(root, true))
             && self.pytest("kubernetes", "tests/kubernetes", &parts)?
             && self.pytest("real parts", "tests/real", &parts)?
             && self.check("fuzzing", "cargo xtask fuzz", fuzz::test))
@@ -79,6 +80,7 @@ impl Steps<'_> {
             .env("POINTSMAN_MODELS", &parts.models)
             .env("POINTSMAN_ENVOY", &parts.envoy)
             .env("POINTSMAN_H2SPEC", &parts.h2spec)
+            .env("POINTSMAN_HELM", &parts.helm)
             .env("POINTSMAN_KUBERNETES", &parts.kubernetes)
             .env("POINTSMAN_CRDS", &parts.crds)
             .args(["-m", "pytest", tests]);

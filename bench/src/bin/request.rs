@@ -148,6 +148,7 @@ impl Requests {
             content_length: Some(body.len() as u64),
             readable: true,
             control: Control::default(),
+            pool: None,
         };
         let mut intake = self.director.begin(head)?;
         after();

@@ -170,6 +170,7 @@ async fn one(director: &Arc<Director>, number: usize) -> anyhow::Result<()> {
         content_length: Some(body.len() as u64),
         readable: true,
         control: Control::default(),
+        pool: None,
     };
     let mut intake = director.begin(head)?;
     intake.push(body.as_bytes())?;

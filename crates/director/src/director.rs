@@ -1,11 +1,12 @@
-//! The director: which pool is in service, and the way in for every request.
+//! The director: which pools are in service, and the way in for every request.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use endpoints::Clock;
 use parking_lot::Mutex;
+use pool::PoolId;
 use telemetry::{Limit, Metrics};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,7 +30,8 @@ pub struct Director {
     bodies: Bounded,
     in_flight: Bounded,
     cut_off: AtomicBool,
-    pool: ArcSwapOption<ServedPool>,
+    /// By namespace and name. One, but in a picker of many.
+    pools: ArcSwap<Vec<Arc<ServedPool>>>,
     /// One declaration is taken in force at a time.
     declaring: Mutex<()>,
     tracker: TaskTracker,
@@ -60,7 +62,7 @@ impl Director {
                 bodies: Bounded::new(limits.bodies_bytes_max),
                 in_flight: Bounded::new(limits.requests_max),
                 cut_off: AtomicBool::new(false),
-                pool: ArcSwapOption::empty(),
+                pools: ArcSwap::default(),
                 declaring: Mutex::new(()),
                 tracker,
                 cancel,
@@ -68,39 +70,94 @@ impl Director {
         })
     }
 
-    /// Takes a declaration in force: a change of the pool in service, or another pool in its place. Requests in
+    /// Takes a declaration in force: a change of the only pool in service, or another pool in its place. Requests in
     /// flight keep what they began with. Must be called within a tokio runtime.
     pub fn declare(&self, declaration: &Declaration) -> Arc<ServedPool> {
         let _one_at_a_time = self.declaring.lock();
-        let last = self.pool.load_full();
-        if let Some(pool) = last.as_ref().filter(|pool| *pool.id() == declaration.pool.id) {
-            pool.change(declaration, &self.metrics);
-            return Arc::clone(pool);
-        }
-        let cancel = self.cancel.child_token();
-        let pool =
-            ServedPool::start(declaration, self.clock, self.seed, &self.metrics, &self.tracker, cancel);
-        self.pool.store(Some(Arc::clone(&pool)));
-        if let Some(last) = last {
-            last.stop(&self.metrics);
+        let last = self.pools.load_full();
+        let label = &declaration.pool.id.name;
+        let (pool, others): (Vec<_>, Vec<_>) =
+            last.iter().cloned().partition(|pool| *pool.id() == declaration.pool.id);
+        let pool = self.change_or_start(pool.into_iter().next(), declaration, label);
+        self.pools.store(Arc::new(vec![Arc::clone(&pool)]));
+        others.iter().for_each(|other| other.stop(&self.metrics));
+        pool
+    }
+
+    /// Takes the declaration of one of many pools in force; the others stay. As [`Director::declare`] otherwise.
+    pub fn declare_beside(&self, declaration: &Declaration) -> Arc<ServedPool> {
+        let _one_at_a_time = self.declaring.lock();
+        let last = self.pools.load_full();
+        let id = &declaration.pool.id;
+        let at = last.binary_search_by(|pool| pool.id().cmp(id));
+        let known = at.ok().map(|at| Arc::clone(&last[at]));
+        let pool = self.change_or_start(known, declaration, &id.to_string());
+        if let Err(at) = at {
+            let mut pools = last.to_vec();
+            pools.insert(at, Arc::clone(&pool));
+            self.pools.store(Arc::new(pools));
         }
         pool
     }
 
-    /// Takes the pool out of service: those that wait are refused, requests in flight go on. True if there was one.
-    pub fn withdraw(&self) -> bool {
-        let _one_at_a_time = self.declaring.lock();
-        let last = self.pool.swap(None);
-        if let Some(last) = &last {
-            last.stop(&self.metrics);
+    fn change_or_start(
+        &self,
+        known: Option<Arc<ServedPool>>,
+        declaration: &Declaration,
+        label: &str,
+    ) -> Arc<ServedPool> {
+        if let Some(pool) = known {
+            pool.change(declaration, &self.metrics);
+            return pool;
         }
-        last.is_some()
+        let cancel = self.cancel.child_token();
+        ServedPool::start(declaration, label, self.clock, self.seed, &self.metrics, &self.tracker, cancel)
     }
 
-    /// The pool in service.
+    /// Takes the pool out of service: those that wait are refused, requests in flight go on. True if it was in service.
+    pub fn withdraw(&self, id: &PoolId) -> bool {
+        let _one_at_a_time = self.declaring.lock();
+        let last = self.pools.load_full();
+        let (gone, stay): (Vec<_>, Vec<_>) = last.iter().cloned().partition(|pool| pool.id() == id);
+        if gone.is_empty() {
+            return false;
+        }
+        self.pools.store(Arc::new(stay));
+        gone.iter().for_each(|pool| pool.stop(&self.metrics));
+        true
+    }
+
+    /// The pools in service, by namespace and name.
+    #[must_use]
+    pub fn pools(&self) -> Arc<Vec<Arc<ServedPool>>> {
+        self.pools.load_full()
+    }
+
+    /// The pool in service, where there is one only.
     #[must_use]
     pub fn pool(&self) -> Option<Arc<ServedPool>> {
-        self.pool.load_full()
+        self.pools.load().first().cloned()
+    }
+
+    /// The pool that a request is for.
+    fn pool_of(&self, named: Option<&str>) -> Result<Arc<ServedPool>, Refusal> {
+        let Some(named) = named else { return self.pool().ok_or_else(no_pool) };
+        let wanted = named.split_once('/').unwrap_or_default();
+        let pools = self.pools.load();
+        let found = pools.binary_search_by(|pool| {
+            let id = pool.id();
+            (id.namespace.as_str(), id.name.as_str()).cmp(&wanted)
+        });
+        match found {
+            Ok(at) => Ok(Arc::clone(&pools[at])),
+            Err(_) if named.is_empty() => Err(Refusal::new(
+                Reason::NoEndpoint,
+                "the gateway does not say for which InferencePool it asks",
+            )),
+            Err(_) => {
+                Err(Refusal::new(Reason::NoEndpoint, format!("no InferencePool {named} is declared now")))
+            }
+        }
     }
 
     /// A request's head came.
@@ -112,10 +169,11 @@ impl Director {
         let mut ending = Ending::new(Arc::clone(self));
         let refusal = if head.content_length.is_some_and(|bytes| bytes > self.limits.body_bytes_max) {
             self.body_too_large()
-        } else if let Some(pool) = self.pool() {
-            return Ok(Intake::new(Arc::clone(self), pool, head, ending));
         } else {
-            no_pool()
+            match self.pool_of(head.pool) {
+                Ok(pool) => return Ok(Intake::new(Arc::clone(self), pool, head, ending)),
+                Err(refusal) => refusal,
+            }
         };
         ending.end(refusal.reason);
         Err(refusal)
@@ -148,7 +206,7 @@ impl Director {
 
     /// The process stops soon: whoever waits is refused, and nobody waits from now on.
     pub fn stop_waiting(&self) {
-        if let Some(pool) = self.pool() {
+        for pool in self.pools().iter() {
             pool.gate.close(Reason::ShuttingDown, self.clock.now(), &self.metrics);
         }
     }

@@ -38,6 +38,8 @@ pub struct Head<'a> {
     pub readable: bool,
     /// What its control headers say.
     pub control: Control<'a>,
+    /// The pool it is for, `namespace/name`, where there are many; empty: nobody said.
+    pub pool: Option<&'a str>,
 }
 
 /// What a client says by control headers; they are for Pointsman alone.

@@ -61,6 +61,8 @@ pub struct InForce {
 /// A pool in service.
 pub struct ServedPool {
     id: PoolId,
+    /// What metrics call it.
+    label: String,
     in_force: ArcSwap<InForce>,
     endpoints: Arc<EndpointSet>,
     /// Guards match, pick, book and record together, so that a burst on several threads spreads as evenly as on
@@ -114,6 +116,7 @@ impl ServedPool {
     /// Puts `declaration` in service: resolves its settings and starts to scrape its endpoints.
     pub(crate) fn start(
         declaration: &Declaration,
+        label: &str,
         clock: Clock,
         seed: u64,
         metrics: &Arc<Metrics>,
@@ -126,6 +129,7 @@ impl ServedPool {
         endpoints::spawn(Arc::clone(&endpoints), scrape_changes, clock, tracker, cancel.clone());
         let pool = Arc::new(ServedPool {
             id: declaration.pool.id.clone(),
+            label: label.to_owned(),
             router: Mutex::new(Router::new(&in_force.policy.prefix_cache, seed)),
             gate: Gate::new(&in_force.policy.queueing),
             in_force: ArcSwap::from_pointee(in_force),
@@ -145,6 +149,10 @@ impl ServedPool {
     #[must_use]
     pub fn id(&self) -> &PoolId {
         &self.id
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
     /// What is in force now.

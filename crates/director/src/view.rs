@@ -14,19 +14,18 @@ impl Director {
     /// # Errors
     /// The reason why not.
     pub fn ready(&self) -> Result<(), String> {
-        match self.pool() {
-            None => Err("no InferencePool is declared".into()),
-            Some(pool) if pool.snapshot().entries.is_empty() => {
-                Err(format!("the InferencePool {} has no endpoints", pool.id()))
-            }
-            Some(_) => Ok(()),
+        let pools = self.pools();
+        let Some(first) = pools.first() else { return Err("no InferencePool is declared".into()) };
+        if pools.iter().all(|pool| pool.snapshot().entries.is_empty()) {
+            return Err(format!("the InferencePool {} has no endpoints", first.id()));
         }
+        Ok(())
     }
 
     /// Pools, endpoints, loads, settings with their origin.
     #[must_use]
     pub fn state(&self) -> Value {
-        let pools: Vec<_> = self.pool().iter().map(|pool| pool_view(self, pool)).collect();
+        let pools: Vec<_> = self.pools().iter().map(|pool| pool_view(self, pool)).collect();
         json!({ "pools": pools })
     }
 }

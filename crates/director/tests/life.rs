@@ -57,7 +57,14 @@ fn house(endpoints: u16) -> House {
 
 impl House {
     fn head(path: &str) -> Head<'_> {
-        Head { path, safe: false, content_length: None, readable: true, control: Control::default() }
+        Head {
+            path,
+            safe: false,
+            content_length: None,
+            readable: true,
+            control: Control::default(),
+            pool: None,
+        }
     }
 
     async fn exchange(&self) -> director::Exchange {

@@ -157,8 +157,14 @@ impl Gateway {
         let content_length = content_length(&parts.headers);
         let readable = api.is_some() && is_readable(&parts.headers);
         let control = headers::control(&parts.headers);
-        let head =
-            Head { path: parts.uri.path(), safe: parts.method.is_safe(), content_length, readable, control };
+        let head = Head {
+            path: parts.uri.path(),
+            safe: parts.method.is_safe(),
+            content_length,
+            readable,
+            control,
+            pool: None,
+        };
         let mut intake = self.director.begin(head)?;
         while intake.progress() == Progress::More {
             match upload.read().await {

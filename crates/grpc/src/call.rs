@@ -16,6 +16,7 @@ const PREFIX_BYTES: usize = 5;
 /// One call of one client.
 pub struct Call {
     path: Box<str>,
+    metadata: HeaderMap,
     frames: Frames,
     receive: RecvStream,
     respond: SendResponse<Rope>,
@@ -104,10 +105,10 @@ impl Call {
         respond: SendResponse<Rope>,
         message_bytes_max: usize,
     ) -> Call {
-        let path = request.uri().path().into();
-        let receive = request.into_body();
+        let (head, receive) = request.into_parts();
         Call {
-            path,
+            path: head.uri.path().into(),
+            metadata: head.headers,
             at_end: false,
             frames: Frames::default(),
             receive,
@@ -121,6 +122,12 @@ impl Call {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The peer's metadata of that name, where it is text.
+    #[must_use]
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name)?.to_str().ok()
     }
 
     /// The next message; `None` when the peer has sent its last.

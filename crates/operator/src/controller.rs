@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _, select_all};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
@@ -28,9 +29,10 @@ use kube::runtime::watcher;
 use kube::{Client, Error};
 use pool::{Manifest, PoolId, PoolPolicy, PoolVersion};
 use serde_json::Value;
+use telemetry::ControllerMetrics;
 use tokio::time::{Instant, sleep_until};
 
-use crate::render::{Options, names};
+use crate::render::{Options, names, shared};
 use crate::resources;
 use crate::watch::{Change, Collection, Key};
 use live::{Kind, Live};
@@ -63,6 +65,8 @@ pub struct Settings {
     pub options: Options,
     /// Whether they are made.
     pub pickers: Pickers,
+    /// Pools without an overlay are served by the one picker of the installation.
+    pub shared_picker: bool,
     /// Fields that overlays may set though they are closed.
     pub allow_overlay: Vec<String>,
 }
@@ -76,6 +80,8 @@ pub struct Controller {
     services: Collection<PartialObjectMeta<Service>, ()>,
     own: BTreeMap<Kind, Collection<DynamicObject, Live>>,
     models: Collection<DynamicObject, Option<Model>>,
+    /// The picker of the installation, and whether it is ready.
+    shared: Option<Collection<Deployment, bool>>,
     /// To be done.
     marked: BTreeSet<Work>,
     under_way: BTreeSet<Work>,
@@ -105,7 +111,7 @@ struct Failed {
 impl Controller {
     /// A controller that has seen nothing yet.
     #[must_use]
-    pub fn new(client: Client, settings: Settings) -> Controller {
+    pub fn new(client: Client, settings: Settings, metrics: Arc<ControllerMetrics>) -> Controller {
         let everywhere = |version| {
             let resource = resources::pools(version);
             let what = format!("{}s ({})", resource.kind, resource.api_version);
@@ -122,7 +128,13 @@ impl Controller {
             (kind, Collection::new(format!("{}s of ours", resource.kind), api, config, Live::read))
         });
         let config = watcher::Config::default;
+        let shared = settings.shared_picker.then(|| {
+            let api = Api::namespaced(client.clone(), &settings.options.gateway_namespace);
+            let this_one = config().fields(&format!("metadata.name={}", shared::NAME));
+            Collection::new(format!("the Deployment {}", shared::NAME), api, this_one, is_ready)
+        });
         Controller {
+            shared,
             pickers: settings.pickers,
             pools: [everywhere(PoolVersion::V1), everywhere(PoolVersion::V1Alpha2)],
             config_maps: Collection::new("ConfigMaps".to_owned(), Api::all(client.clone()), config(), |_| ()),
@@ -137,7 +149,7 @@ impl Controller {
             marked: BTreeSet::new(),
             under_way: BTreeSet::new(),
             failed: HashMap::new(),
-            means: Arc::new(Means::new(client, settings)),
+            means: Arc::new(Means::new(client, settings, metrics)),
         }
     }
 
@@ -164,6 +176,7 @@ impl Controller {
                     }
                 }
             }
+            self.show();
             if due.is_some() || !self.is_ready() {
                 continue;
             }
@@ -180,13 +193,35 @@ impl Controller {
         }
     }
 
+    /// What is known and what is to be done, as metrics.
+    fn show(&self) {
+        let Controller { pools: [v1, v1alpha2], config_maps, services, own, models, .. } = self;
+        let metrics = &self.means.metrics;
+        metrics.set_pools("v1", v1.objects().len());
+        metrics.set_pools("v1alpha2", v1alpha2.objects().len());
+        let watches =
+            [v1.is_failing(), v1alpha2.is_failing(), config_maps.is_failing(), services.is_failing()];
+        let own = own.values().map(Collection::is_failing);
+        let failing =
+            watches.into_iter().chain(own).chain([models.is_failing()]).filter(|fails| *fails).count();
+        for (gauge, count) in [
+            (&metrics.watches_failing, failing),
+            (&metrics.pending, self.marked.len()),
+            (&metrics.failing, self.failed.len()),
+        ] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
     fn begin(&self, work: Work) -> BoxFuture<'static, (Work, Result<(), Error>)> {
         let means = Arc::clone(&self.means);
+        let started = Instant::now();
         match &work {
             Work::Picker(id) => {
                 let job = self.job(id);
                 Box::pin(async move {
                     let outcome = means.reconcile(&job).await;
+                    means.metrics.reconcile_duration.observe(started.elapsed().as_secs_f64());
                     (work, outcome)
                 })
             }
@@ -198,7 +233,7 @@ impl Controller {
                         .collect();
                 Box::pin(async move {
                     for (model, verdict) in &told {
-                        if let Err(error) = models::tell(&means.client, model, verdict).await {
+                        if let Err(error) = models::tell(&means, model, verdict).await {
                             return (work, Err(error));
                         }
                     }
@@ -215,11 +250,12 @@ impl Controller {
             && self.config_maps.has_answered()
             && self.own.values().all(Collection::has_answered)
             && self.models.is_tried()
+            && self.shared.as_ref().is_none_or(Collection::has_answered)
     }
 
     /// Waits for the next event, and marks the pools that it concerns.
     async fn changed(&mut self) {
-        let Controller { pools: [v1, v1alpha2], config_maps, services, own, models, .. } = self;
+        let Controller { pools: [v1, v1alpha2], config_maps, services, own, models, shared, .. } = self;
         let own = own.values_mut().map(|kind| Box::pin(futures_util::stream::once(kind.changed())));
         let mut own = select_all(own);
         let (concerned, all) = tokio::select! {
@@ -232,6 +268,7 @@ impl Controller {
                 Change::Any => (Concerned::Nobody, true),
                 Change::Nothing => (Concerned::Nobody, false),
             },
+            change = changed(shared) => (Concerned::Nobody, change != Change::Nothing),
             Some(change) = own.next() => match change {
                 Change::Set(key) => (Concerned::Owner(key), false),
                 Change::Gone(_, live) => (Concerned::Pool(live.pool), false),
@@ -319,10 +356,14 @@ impl Controller {
             Pickers::Managed => false,
             Pickers::SelfHosted => true,
         };
-        Job { id: id.clone(), pool, shadowed, live: live.collect(), brings_picker }
+        let shared_is_ready =
+            self.shared.as_ref().is_some_and(|shared| shared.objects().values().any(|ready| *ready));
+        Job { id: id.clone(), pool, shadowed, live: live.collect(), brings_picker, shared_is_ready }
     }
 
     fn end(&mut self, work: Work, outcome: Result<(), Error>) {
+        let of = if matches!(work, Work::Picker(_)) { "picker" } else { "models" };
+        self.means.metrics.count_reconcile(of, outcome.is_ok());
         let Err(error) = outcome else {
             self.failed.remove(&work);
             return;
@@ -393,6 +434,17 @@ fn see(mut object: DynamicObject) -> Option<Seen> {
         status,
     };
     Some(Seen { known, overlay })
+}
+
+fn is_ready(deployment: Deployment) -> bool {
+    deployment.status.and_then(|status| status.ready_replicas).unwrap_or(0) > 0
+}
+
+async fn changed(shared: &mut Option<Collection<Deployment, bool>>) -> Change<bool> {
+    match shared {
+        Some(shared) => shared.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(due: Option<Instant>) {

@@ -6,9 +6,12 @@
 
 mod client;
 mod controller;
+pub mod crds;
+pub mod install;
 mod lease;
 pub mod overlay;
 mod pool_source;
+mod pools_source;
 pub mod render;
 mod resources;
 mod watch;
@@ -18,3 +21,4 @@ pub use controller::{Controller, Pickers, Settings};
 pub use kube::Client;
 pub use lease::Election;
 pub use pool_source::PoolSource;
+pub use pools_source::PoolsSource;

@@ -19,7 +19,7 @@ use crate::resources;
 use crate::watch::{Change, Collection};
 
 /// Changes that come within this of the first are taken in force together.
-const GATHER: Duration = Duration::from_millis(50);
+pub(crate) const GATHER: Duration = Duration::from_millis(50);
 
 /// Where a picker on Kubernetes learns of its pool.
 pub struct PoolSource {
@@ -34,11 +34,11 @@ pub struct PoolSource {
 }
 
 /// The part of a Pod that is read.
-type PodObject = Object<NotUsed, PodStatus>;
+pub(crate) type PodObject = Object<NotUsed, PodStatus>;
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PodStatus {
+pub(crate) struct PodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(default)]
@@ -116,7 +116,7 @@ impl PoolSource {
         self.tell_unused(&declared);
         let Some(pool) = declared.pool(&self.id) else {
             // An object that is there and not sound leaves what ran running, as a file does.
-            if self.pools.objects().is_empty() && director.withdraw() {
+            if self.pools.objects().is_empty() && director.withdraw(&self.id) {
                 known.send_replace(false);
                 tracing::warn!(
                     "the InferencePool {} is gone; requests are refused until it is back",
@@ -154,7 +154,7 @@ impl PoolSource {
     }
 }
 
-async fn wait_until(due: Option<Instant>) {
+pub(crate) async fn wait_until(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
@@ -185,7 +185,7 @@ fn pod_api(client: &Client, id: &PoolId) -> Api<PodObject> {
 }
 
 /// The object as a manifest file would hold it: what a file may say and what is wrong with it are judged in one place.
-fn read(mut object: DynamicObject) -> Manifest {
+pub(crate) fn read(mut object: DynamicObject) -> Manifest {
     object.metadata.managed_fields = None;
     let ObjectMeta { name, namespace, .. } = &object.metadata;
     let name = format!(
@@ -198,7 +198,7 @@ fn read(mut object: DynamicObject) -> Manifest {
     pool::parse(&name, &text).unwrap_or_else(Manifest::from)
 }
 
-fn read_pod(object: PodObject) -> Pod {
+pub(crate) fn read_pod(object: PodObject) -> Pod {
     let PodStatus { pod_ip, conditions } = object.status.unwrap_or_default();
     let is_ready = conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
     Pod {

@@ -1,6 +1,7 @@
 //! What a pool's picker consists of: a pure function of the pool and the controller's options.
 
 pub mod names;
+pub mod shared;
 
 use pool::{PoolId, PoolVersion};
 use serde_json::{Value, json};
@@ -128,26 +129,31 @@ fn service_account(own: &Own<'_>) -> Value {
 
 /// Its own pool, and what an InferencePool's namespace holds besides: pods, objectives, models and rewrites. No secrets.
 fn role(id: &PoolId, version: PoolVersion, own: &Own<'_>) -> Value {
-    let read = ["get", "list", "watch"];
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": own.metadata(&id.namespace),
-        "rules": [
-            {
-                "apiGroups": [group(version)],
-                "resources": ["inferencepools"],
-                "resourceNames": [id.name],
-                "verbs": read,
-            },
-            {
-                "apiGroups": ["inference.networking.x-k8s.io"],
-                "resources": ["inferencemodelrewrites", "inferencemodels", "inferenceobjectives"],
-                "verbs": read,
-            },
-            { "apiGroups": [""], "resources": ["pods"], "verbs": read },
-        ],
+        "rules": read_rules(&[group(version)], Some(&id.name)),
     })
+}
+
+/// What a picker reads: the pools of those groups, or the one of that name, and what speaks of their models, and pods.
+pub(crate) fn read_rules(groups: &[&str], pool: Option<&str>) -> [Value; 3] {
+    let read = ["get", "list", "watch"];
+    let mut pools = json!({ "apiGroups": groups, "resources": ["inferencepools"] });
+    if let Some(pool) = pool {
+        pools["resourceNames"] = json!([pool]);
+    }
+    pools["verbs"] = json!(read);
+    [
+        pools,
+        json!({
+            "apiGroups": ["inference.networking.x-k8s.io"],
+            "resources": ["inferencemodelrewrites", "inferencemodels", "inferenceobjectives"],
+            "verbs": read,
+        }),
+        json!({ "apiGroups": [""], "resources": ["pods"], "verbs": read }),
+    ]
 }
 
 fn role_binding(id: &PoolId, own: &Own<'_>) -> Value {
@@ -161,41 +167,6 @@ fn role_binding(id: &PoolId, own: &Own<'_>) -> Value {
 }
 
 fn deployment(id: &PoolId, version: PoolVersion, options: &Options, own: &Own<'_>) -> Value {
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": own.metadata(own.namespace),
-        "spec": {
-            "replicas": 2,
-            "selector": { "matchLabels": own.selector },
-            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
-            "template": {
-                "metadata": { "labels": own.labels, "annotations": own.annotations },
-                "spec": {
-                    "serviceAccountName": own.name,
-                    "automountServiceAccountToken": true,
-                    "enableServiceLinks": false,
-                    "terminationGracePeriodSeconds": GRACE_S,
-                    "securityContext": {
-                        "runAsNonRoot": true,
-                        "runAsUser": USER,
-                        "runAsGroup": USER,
-                        "seccompProfile": { "type": "RuntimeDefault" },
-                    },
-                    "topologySpreadConstraints": [{
-                        "maxSkew": 1,
-                        "topologyKey": "kubernetes.io/hostname",
-                        "whenUnsatisfiable": "ScheduleAnyway",
-                        "labelSelector": { "matchLabels": own.selector },
-                    }],
-                    "containers": [container(id, version, options)],
-                },
-            },
-        },
-    })
-}
-
-fn container(id: &PoolId, version: PoolVersion, options: &Options) -> Value {
     let mut arguments = vec![
         "epp".to_owned(),
         format!("--pool-name={}", id.name),
@@ -205,6 +176,42 @@ fn container(id: &PoolId, version: PoolVersion, options: &Options) -> Value {
     if options.conformance {
         arguments.push("--conformance".to_owned());
     }
+    let template = json!({ "labels": own.labels, "annotations": own.annotations });
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": own.metadata(own.namespace),
+        "spec": deployment_spec(&own.name, &own.selector, &template, &options.epp_image, &arguments),
+    })
+}
+
+/// Two pickers that are replaced one by one, and pods with that metadata.
+fn deployment_spec(account: &str, selector: &Value, pod: &Value, image: &str, arguments: &[String]) -> Value {
+    json!({
+        "replicas": 2,
+        "selector": { "matchLabels": selector },
+        "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
+        "template": {
+            "metadata": pod,
+            "spec": {
+                "serviceAccountName": account,
+                "automountServiceAccountToken": true,
+                "enableServiceLinks": false,
+                "terminationGracePeriodSeconds": GRACE_S,
+                "securityContext": pod_security(),
+                "topologySpreadConstraints": [{
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": { "matchLabels": selector },
+                }],
+                "containers": [container(image, arguments)],
+            },
+        },
+    })
+}
+
+fn container(image: &str, arguments: &[String]) -> Value {
     let probe = |service: &str, period_s: u32, failures: u32| {
         json!({
             "grpc": { "port": HEALTH_PORT, "service": service },
@@ -214,7 +221,7 @@ fn container(id: &PoolId, version: PoolVersion, options: &Options) -> Value {
     };
     json!({
         "name": CONTAINER,
-        "image": options.epp_image,
+        "image": image,
         "args": arguments,
         "ports": [
             { "name": "grpc-ext-proc", "containerPort": GRPC_PORT, "protocol": "TCP" },
@@ -229,22 +236,41 @@ fn container(id: &PoolId, version: PoolVersion, options: &Options) -> Value {
             // No limit on CPU: a picker that is throttled delays every request of its pool.
             "limits": { "memory": "3Gi" },
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": { "drop": ["ALL"] },
-            "readOnlyRootFilesystem": true,
-        },
+        "securityContext": container_security(),
+    })
+}
+
+/// As the strictest of the Pod Security Standards asks.
+pub(crate) fn pod_security() -> Value {
+    json!({
+        "runAsNonRoot": true,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
+pub(crate) fn container_security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "readOnlyRootFilesystem": true,
     })
 }
 
 fn service(own: &Own<'_>) -> Value {
+    service_to(own, &own.selector)
+}
+
+/// The Service of a pool, whoever serves it.
+fn service_to(own: &Own<'_>, selector: &Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": own.metadata(own.namespace),
         "spec": {
             "type": "ClusterIP",
-            "selector": own.selector,
+            "selector": selector,
             "ports": [
                 { "name": "grpc-ext-proc", "port": GRPC_PORT, "protocol": "TCP", "targetPort": "grpc-ext-proc", "appProtocol": "grpcs" },
                 { "name": "grpc-health", "port": HEALTH_PORT, "protocol": "TCP", "targetPort": "grpc-health", "appProtocol": "grpc" },
@@ -260,11 +286,15 @@ fn pod_disruption_budget(own: &Own<'_>) -> Value {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": own.metadata(own.namespace),
-        "spec": {
-            "maxUnavailable": 1,
-            "selector": { "matchLabels": own.selector },
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        },
+        "spec": disruption_spec(&own.selector),
+    })
+}
+
+pub(crate) fn disruption_spec(selector: &Value) -> Value {
+    json!({
+        "maxUnavailable": 1,
+        "selector": { "matchLabels": selector },
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
     })
 }
 

@@ -113,6 +113,11 @@ where
         self.answered
     }
 
+    /// Whether it cannot be read now; what is not installed is read: there is none.
+    pub(crate) fn is_failing(&self) -> bool {
+        matches!(self.state, State::Failing(Failure::Forbidden | Failure::Other))
+    }
+
     /// Waits for the next event.
     pub(crate) async fn changed(&mut self) -> Change<V> {
         if let Some(at) = self.retry_at {

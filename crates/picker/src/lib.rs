@@ -17,4 +17,4 @@ mod parked;
 mod process;
 mod service;
 
-pub use service::{HEALTH_SERVICES, LIVENESS, Options, Picker};
+pub use service::{HEALTH_SERVICES, LIVENESS, Options, POOL, Picker};

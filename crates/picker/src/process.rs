@@ -12,7 +12,7 @@ use ext_proc::{Control as HeaderOf, Event, Immediate, Left, Machine, Pick, Rest,
 use grpc::{Broken, Call, Code, Status};
 use http::StatusCode;
 
-use crate::service::Picker;
+use crate::service::{POOL, Picker};
 
 /// The method's path.
 pub(crate) const PATH: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
@@ -27,6 +27,8 @@ const TEST_SERVED: &str = "x-conformance-test-served-endpoint";
 struct Stream<'a> {
     picker: &'a Picker,
     machine: Machine,
+    /// The pool that the stream names, where there are many.
+    pool: Option<Box<str>>,
     phase: Phase,
     held: HeldBytes,
     number: u64,
@@ -51,6 +53,7 @@ pub(crate) async fn serve(picker: &Picker, mut call: Call) {
     let mut stream = Stream {
         picker,
         machine: Machine::new(),
+        pool: picker.options().all_pools.then(|| call.metadata(POOL).unwrap_or_default().into()),
         phase: Phase::NotBegun,
         held: picker.director().held_bytes(),
         number: 0,
@@ -162,8 +165,9 @@ impl Stream<'_> {
             fairness_id: said(HeaderOf::FairnessId),
             model_rewrite: said(HeaderOf::ModelRewrite),
         };
+        let pool = self.pool.as_deref();
         let mut intake =
-            self.picker.director().begin(Head { path, safe, content_length, readable, control })?;
+            self.picker.director().begin(Head { path, safe, content_length, readable, control, pool })?;
         if let Some(subset) = &head.subset {
             intake.restrict(subset.endpoints());
         }

@@ -13,6 +13,8 @@ use crate::{access_log, process};
 pub const HEALTH_SERVICES: &[&str] = &["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
 /// The service whose health is that of the process.
 pub const LIVENESS: &str = "liveness";
+/// The metadata of an ext_proc stream that names the pool, `namespace/name`, to a picker of many.
+pub const POOL: &str = "x-pointsman-pool";
 
 /// What an operator may choose of a picker.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,8 @@ pub struct Options {
     pub fallback_endpoints: usize,
     /// Whether control headers of clients are obeyed.
     pub control_headers: bool,
+    /// Whether it picks for many pools, and streams say for which ([`POOL`]).
+    pub all_pools: bool,
     /// Whether the headers of upstream's conformance suite are obeyed.
     pub conformance: bool,
 }

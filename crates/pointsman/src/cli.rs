@@ -208,6 +208,14 @@ pub(crate) struct Controller {
     /// Whose picker a pool has: its own where the Service that it names is there, else ours (auto); always ours; always its own.
     #[arg(long, value_name = "WHOSE", default_value = "auto")]
     pub(crate) pickers: Whose,
+    /// A picker for each pool, or one for all pools that have no overlay: the Deployment pointsman-picker, which the printed
+    /// installation holds.
+    #[arg(long, value_name = "MODE", default_value = "per-pool")]
+    pub(crate) epp_mode: EppMode,
+    /// Print the manifests of a whole installation of this controller with these flags, namespaces and CRDs included, and end:
+    /// for `kubectl apply --server-side -f -`.
+    #[arg(long)]
+    pub(crate) install: bool,
     /// Of several controllers only one works: who holds the Lease pointsman-controller in the gateway's namespace.
     #[arg(long)]
     pub(crate) leader_elect: bool,
@@ -217,11 +225,23 @@ pub(crate) struct Controller {
     /// The admin door: /metrics, /healthz, /readyz, /log; port 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     pub(crate) metrics_port: u16,
+    /// For Envoy Gateway's extension server, which is not built yet.
+    #[arg(long, value_name = "PORT", default_value_t = 5005, hide = true)]
+    pub(crate) extension_port: u16,
     /// How to reach the API server; without it by the service account of the pod.
     #[arg(long, value_name = "PATH")]
     pub(crate) kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) logging: Logging,
+}
+
+/// How many pools one picker serves.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EppMode {
+    /// One.
+    PerPool,
+    /// All that have no overlay.
+    Shared,
 }
 
 /// Whose picker a pool has.

@@ -4,18 +4,23 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use anyhow::Context as _;
+use clap::ValueEnum as _;
+use operator::install::{self, Installation};
 use operator::{Client, Election, Pickers, Settings};
 use serde_json::json;
-use telemetry::Metrics;
+use telemetry::ControllerMetrics;
 use telemetry::admin::{self, Subject};
 use tokio::sync::watch;
 
-use crate::cli::{Controller, Whose};
+use crate::cli::{Controller, EppMode, LogFormat, Whose};
 use crate::listen;
 use crate::logging::LogControl;
 use crate::shutdown::Signals;
 
 const LEASE: &str = "pointsman-controller";
+/// How many controllers a printed installation holds.
+const REPLICAS: u8 = 2;
 
 /// The controller as the admin door shows it.
 struct Program {
@@ -34,6 +39,36 @@ enum Standing {
     Leads,
 }
 
+/// Prints the manifests of an installation with these flags.
+pub(crate) fn install(flags: &Controller) -> anyhow::Result<()> {
+    let installation = Installation {
+        namespace: install::NAMESPACE.to_owned(),
+        options: flags.made.options(),
+        replicas: REPLICAS.into(),
+        shared_picker: flags.epp_mode == EppMode::Shared,
+        arguments: arguments(flags),
+    };
+    let text = install::to_yaml(&installation.manifests())?;
+    std::io::stdout().lock().write_all(text.as_bytes()).context("stdout")
+}
+
+/// The flags that an installation does not set by itself: those that say how pickers are made, and what is logged.
+fn arguments(flags: &Controller) -> Vec<String> {
+    let word = |value: Option<clap::builder::PossibleValue>| {
+        value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+    };
+    let mut arguments = vec![
+        format!("--pickers={}", word(flags.pickers.to_possible_value())),
+        format!("--epp-mode={}", word(flags.epp_mode.to_possible_value())),
+        format!("--log={}", flags.logging.log),
+    ];
+    arguments.extend(flags.made.allow_overlay.iter().map(|path| format!("--allow-overlay={path}")));
+    if flags.logging.log_format == LogFormat::Json {
+        arguments.push("--log-format=json".to_owned());
+    }
+    arguments
+}
+
 /// Runs until SIGTERM or ctrl-c. Nothing is to be drained: what it made stays, and the next one goes on from there.
 pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<()> {
     let client = operator::connect(flags.kubeconfig.as_deref()).await?;
@@ -47,11 +82,13 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
             Whose::Managed => Pickers::Managed,
             Whose::SelfHosted => Pickers::SelfHosted,
         },
+        shared_picker: flags.epp_mode == EppMode::Shared,
         allow_overlay: flags.made.allow_overlay.clone(),
     };
     let (tell_standing, standing) = watch::channel(Standing::Waits);
-    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-    let admin = admin::serve(listener, metrics, Arc::new(Program { standing, log }), std::future::pending());
+    let metrics = Arc::new(ControllerMetrics::default());
+    let page = Arc::clone(&metrics);
+    let admin = admin::serve(listener, page, Arc::new(Program { standing, log }), std::future::pending());
     let mut stdout = std::io::stdout();
     writeln!(stdout, "ready metrics={address}")?;
     stdout.flush()?;
@@ -61,7 +98,7 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
     });
     tokio::select! {
         signal = signals.next() => tracing::info!(signal, "stopping: pickers go on"),
-        () = lead(client, &settings, election.as_mut(), &tell_standing) => {}
+        () = lead(client, &settings, &metrics, election.as_mut(), &tell_standing) => {}
         ended = admin => ended?,
     }
     if let Some(election) = &mut election {
@@ -74,6 +111,7 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
 async fn lead(
     client: Client,
     settings: &Settings,
+    metrics: &Arc<ControllerMetrics>,
     mut election: Option<&mut Election>,
     standing: &watch::Sender<Standing>,
 ) {
@@ -82,7 +120,8 @@ async fn lead(
             election.win().await;
         }
         standing.send_replace(Standing::Lists);
-        let controller = operator::Controller::new(client.clone(), settings.clone());
+        metrics.leads.set(1);
+        let controller = operator::Controller::new(client.clone(), settings.clone(), Arc::clone(metrics));
         let listed = || {
             standing.send_replace(Standing::Leads);
         };
@@ -94,6 +133,7 @@ async fn lead(
             None => controller.run(listed).await,
         }
         standing.send_replace(Standing::Waits);
+        metrics.leads.set(0);
     }
 }
 

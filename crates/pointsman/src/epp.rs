@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use grpc::{Call, Code, Health, Server, Service, Settings, Status};
-use operator::PoolSource;
+use operator::{PoolSource, PoolsSource};
 use picker::{HEALTH_SERVICES, LIVENESS, Options, Picker};
 use tls::ServingCertificate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Believed, Epp};
-use crate::files::Files;
+use crate::files::{Files, Wanted};
 use crate::house::{Ground, House, Source, Stop};
 use crate::listen;
 use crate::logging::LogControl;
@@ -72,6 +72,7 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
     let options = Options {
         fallback_endpoints: flags.fallback_endpoints.into(),
         control_headers: matches!(flags.client_headers, Believed::Trust),
+        all_pools: flags.all_pools,
         conformance: flags.conformance,
     };
     let (accepting, health_until) = (CancellationToken::new(), CancellationToken::new());
@@ -105,12 +106,21 @@ pub(crate) async fn run(flags: &Epp, log: LogControl) -> anyhow::Result<()> {
 /// Where the pool is declared.
 async fn source(flags: &Epp) -> anyhow::Result<Source> {
     if !flags.files.is_empty() {
-        return Ok(Source::Files(Files::open(&flags.files, flags.pool())?));
+        let wanted = match flags.pool() {
+            _ if flags.all_pools => Wanted::All,
+            Some(id) => Wanted::Named(id),
+            None => Wanted::Only,
+        };
+        return Ok(Source::Files(Files::open(&flags.files, wanted)?));
+    }
+    if flags.all_pools {
+        let client = operator::connect(flags.kubeconfig.as_deref()).await?;
+        return Ok(Source::AllOfCluster(Box::new(PoolsSource::new(&client))));
     }
     let Some(id) = flags.pool() else {
         bail!(
-            "which pool? --pool-name (and --pool-namespace) names an InferencePool of a cluster, --file the files that \
-             declare one"
+            "which pool? --pool-name (and --pool-namespace) names an InferencePool of a cluster, --all-pools means every \
+             one, --file the files that declare one"
         );
     };
     let client = operator::connect(flags.kubeconfig.as_deref()).await?;

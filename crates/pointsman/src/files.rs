@@ -23,23 +23,32 @@ spec:
 /// The files, and what was told of them.
 pub(crate) struct Files {
     sources: Sources,
-    /// Which pool to serve, where the files declare several.
-    wanted: Option<PoolId>,
+    wanted: Wanted,
     told: HashSet<String>,
     /// Endpoints besides those of the files.
     extra: Vec<EndpointSpec>,
 }
 
+/// Which pools of the files to serve.
+pub(crate) enum Wanted {
+    /// The only one that there is.
+    Only,
+    /// The one of that name.
+    Named(PoolId),
+    /// All, each asked for by its name.
+    All,
+}
+
 impl Files {
-    /// Reads the files; `wanted` names the pool where there is a choice.
+    /// Reads the files; `wanted` says which pools to serve.
     ///
     /// # Errors
     /// A file cannot be read or parsed, or it is not clear which pool to serve.
-    pub(crate) fn open(paths: &[PathBuf], wanted: Option<PoolId>) -> anyhow::Result<Files> {
+    pub(crate) fn open(paths: &[PathBuf], wanted: Wanted) -> anyhow::Result<Files> {
         let mut files =
             Files { sources: Sources::open(paths)?, wanted, told: HashSet::new(), extra: Vec::new() };
         let declared = declared(&files.sources)?;
-        the_pool(&declared, files.wanted.as_ref())?;
+        the_pools(&declared, &files.wanted)?;
         tell_unused(&declared, &mut files.told);
         Ok(files)
     }
@@ -49,11 +58,31 @@ impl Files {
         self.extra.extend(endpoints);
     }
 
-    /// What the files declare now.
-    pub(crate) fn declaration(&self) -> anyhow::Result<Declaration> {
+    /// The first of the pools to serve.
+    pub(crate) fn pool(&self) -> anyhow::Result<InferencePool> {
         let declared = declared(&self.sources)?;
-        let pool = the_pool(&declared, self.wanted.as_ref())?;
-        Ok(declaration(pool, &declared, &self.extra))
+        let pools = the_pools(&declared, &self.wanted)?;
+        pools.first().copied().cloned().context("no InferencePool is declared")
+    }
+
+    /// Takes in force what the files declare now.
+    pub(crate) fn declare(&self, director: &Arc<Director>) -> anyhow::Result<()> {
+        let declared = declared(&self.sources)?;
+        let pools = the_pools(&declared, &self.wanted)?;
+        if !matches!(self.wanted, Wanted::All) {
+            let of_one = |pool| director.declare(&declaration(pool, &declared, &self.extra));
+            pools.into_iter().for_each(|pool| drop(of_one(pool)));
+            return Ok(());
+        }
+        for pool in &pools {
+            director.declare_beside(&declaration(pool, &declared, &self.extra));
+        }
+        for served in
+            director.pools().iter().filter(|served| pools.iter().all(|pool| pool.id != *served.id()))
+        {
+            director.withdraw(served.id());
+        }
+        Ok(())
     }
 
     /// Takes changes in force, for ever, where there are files.
@@ -84,10 +113,8 @@ impl Files {
     }
 
     fn take_in_force(&mut self, director: &Arc<Director>) -> anyhow::Result<()> {
-        let declared = declared(&self.sources)?;
-        let pool = the_pool(&declared, self.wanted.as_ref())?;
-        tell_unused(&declared, &mut self.told);
-        director.declare(&declaration(pool, &declared, &self.extra));
+        self.declare(director)?;
+        tell_unused(&declared(&self.sources)?, &mut self.told);
         Ok(())
     }
 }
@@ -121,17 +148,19 @@ fn tell_unused(declared: &Declared, told: &mut HashSet<String>) {
     *told = facts;
 }
 
-/// The pool to serve. Nothing but the path could tell two pools' requests apart here, and all have the same path.
-fn the_pool<'a>(declared: &'a Declared, wanted: Option<&PoolId>) -> anyhow::Result<&'a InferencePool> {
-    if let Some(id) = wanted {
-        let found = declared.pools.iter().find(|pool| pool.id == *id);
-        return found
-            .with_context(|| format!("no InferencePool {id} is declared in the files given with --file"));
-    }
-    match declared.pools.as_slice() {
-        [pool] => Ok(pool),
-        [] => bail!("no InferencePool is declared in the files given with --file"),
-        [first, second, ..] => bail!(
+/// The pools to serve. Where nobody names one, nothing but the path could tell two pools' requests apart, and all have the
+/// same path.
+fn the_pools<'a>(declared: &'a Declared, wanted: &Wanted) -> anyhow::Result<Vec<&'a InferencePool>> {
+    match (wanted, declared.pools.as_slice()) {
+        (Wanted::Named(id), pools) => {
+            let found = pools.iter().find(|pool| pool.id == *id);
+            let missing = || format!("no InferencePool {id} is declared in the files given with --file");
+            Ok(vec![found.with_context(missing)?])
+        }
+        (Wanted::All, pools) => Ok(pools.iter().collect()),
+        (Wanted::Only, [pool]) => Ok(vec![pool]),
+        (Wanted::Only, []) => bail!("no InferencePool is declared in the files given with --file"),
+        (Wanted::Only, [first, second, ..]) => bail!(
             "two InferencePools would answer the same request: {} ({}) and {} ({}); run one process for each \
              (`epp` is told which by --pool-name)",
             first.id,

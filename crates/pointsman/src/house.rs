@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use director::{Clock, Director, Limits};
-use operator::PoolSource;
+use operator::{PoolSource, PoolsSource};
 use telemetry::Metrics;
 use telemetry::admin::{self, Subject};
 use tls::ServingCertificate;
@@ -48,6 +48,8 @@ pub(crate) enum Source {
     Files(Files),
     /// On Kubernetes.
     Cluster(Box<PoolSource>),
+    /// On Kubernetes, and all of them.
+    AllOfCluster(Box<PoolsSource>),
 }
 
 /// How long each part of stopping may take.
@@ -93,7 +95,7 @@ impl House {
         let director = Arc::clone(&house.director);
         match source {
             Source::Files(files) => {
-                director.declare(&files.declaration()?);
+                files.declare(&director)?;
                 tell_known.send_replace(true);
                 house.beside(files.watch(director));
             }
@@ -101,10 +103,14 @@ impl House {
                 house.beside(pool.run(director, tell_known));
                 house.until_known().await;
             }
+            Source::AllOfCluster(pools) => {
+                house.beside(pools.run(director, tell_known));
+                house.until_known().await;
+            }
         }
-        if let Some(pool) = house.director.pool() {
-            pool.settled(SETTLE_MAX).await;
-        }
+        let pools = house.director.pools();
+        let settled = futures_util::future::join_all(pools.iter().map(|pool| pool.settled(SETTLE_MAX)));
+        settled.await;
         Ok(house)
     }
 
@@ -112,7 +118,7 @@ impl House {
     async fn until_known(&mut self) {
         let known = self.known.wait_for(|known| *known);
         if timeout(KNOWN_MAX, known).await.is_err() {
-            tracing::warn!("nothing is known of the InferencePool yet: requests are refused until it is");
+            tracing::warn!("nothing is known of InferencePools yet: requests are refused until it is");
         }
     }
 

@@ -28,6 +28,10 @@ fn main() -> ExitCode {
     match cli::Cli::parse().command {
         cli::Command::Up(flags) => run(&flags.logging, |log| up::run(&flags, log)),
         cli::Command::Epp(flags) => run(&flags.logging(), |log| epp::run(&flags, log)),
+        cli::Command::Controller(flags) if flags.install => match controller::install(&flags) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         cli::Command::Controller(flags) => run(&flags.logging, |log| controller::run(&flags, log)),
         cli::Command::Sim(flags) => run(&flags.logging, |_| sim::run(&flags)),
         cli::Command::Check(flags) => check::run(&flags),

@@ -12,7 +12,7 @@ use tls::ServingCertificate;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Believed, LimitFlags, LogFormat, Up};
-use crate::files::Files;
+use crate::files::{Files, Wanted};
 use crate::house::{Ground, House, Source, Stop};
 use crate::listen;
 use crate::logging::LogControl;
@@ -22,7 +22,7 @@ use crate::sim;
 const SIM_DEFAULT: u16 = 3;
 /// Runs until SIGTERM or ctrl-c.
 pub(crate) async fn run(flags: &Up, log: LogControl) -> anyhow::Result<()> {
-    let mut files = Files::open(&flags.files, None)?;
+    let mut files = Files::open(&flags.files, Wanted::Only)?;
     let limits = flags.limits.fit(listen::raise_open_files_max());
     let certificate = certificate(flags)?;
     let upstream = upstream(flags, &limits)?;
@@ -31,7 +31,7 @@ pub(crate) async fn run(flags: &Up, log: LogControl) -> anyhow::Result<()> {
     let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
 
     let ground = Ground::default();
-    let runtime = PoolPolicy::resolve(&files.declaration()?.pool.annotations, None).policy.runtime;
+    let runtime = PoolPolicy::resolve(&files.pool()?.annotations, None).policy.runtime;
     files.add_endpoints(flags.endpoints.iter().cloned());
     files.add_endpoints(sim::start_for_up(sims_wanted(flags), runtime, &ground).await?);
     let house = House::build(ground, Source::Files(files), limits.of_director()).await?;

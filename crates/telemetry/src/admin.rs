@@ -1,5 +1,6 @@
 //! The admin door: `/metrics`, `/healthz`, `/readyz`, `/state`, `/log`. For operators, never for clients.
 
+use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +11,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-
-use crate::metrics::Metrics;
 
 /// What the admin door shows of the rest of the program.
 pub trait Subject: Send + Sync + 'static {
@@ -34,8 +33,17 @@ pub trait Subject: Send + Sync + 'static {
     fn set_log_level(&self, level: &str) -> Result<(), String>;
 }
 
+/// What `/metrics` prints.
+pub trait Page: Send + Sync + 'static {
+    /// OpenMetrics text.
+    ///
+    /// # Errors
+    /// A metric that cannot be written.
+    fn encode(&self) -> Result<String, fmt::Error>;
+}
+
 struct Door {
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn Page>,
     subject: Arc<dyn Subject>,
 }
 
@@ -45,7 +53,7 @@ struct Door {
 /// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn Page>,
     subject: Arc<dyn Subject>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {

@@ -39,18 +39,20 @@ impl Definition {
 }
 
 macro_rules! definitions {
-    ($($ident:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+    ($(#[$doc:meta])* $list:ident: $($ident:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
         $(
             #[doc = $help]
             pub const $ident: Definition =
                 Definition { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };
         )*
-        /// Every definition, in the order of the reference.
-        pub const ALL: &[Definition] = &[$($ident),*];
+        $(#[$doc])*
+        pub const $list: &[Definition] = &[$($ident),*];
     };
 }
 
 definitions! {
+    /// What gateways and pickers print, in the order of the reference.
+    ALL:
     REQUESTS = Counter "inference_objective_request_total" ["model_name", "target_model_name"] "Requests that ended, whatever came of them";
     REQUEST_ERRORS = Counter "inference_objective_request_error_total" ["model_name", "target_model_name", "error_code"] "Requests that ended in an error, by the reason also told to the client";
     REQUEST_DURATION = Histogram "inference_objective_request_duration_seconds" ["model_name", "target_model_name"] "From the request's head to the end of its answer";
@@ -105,6 +107,19 @@ definitions! {
     SCRAPE_FAILURES = Counter "pointsman_scrape_failures_total" ["endpoint", "reason"] "Failed scrapes of the endpoint's metrics page";
 }
 
+definitions! {
+    /// What the controller prints.
+    CONTROLLER:
+    CONTROLLER_LEADS = Gauge "pointsman_controller_leads" [] "1 while this controller works, 0 while it waits for the Lease";
+    CONTROLLER_POOLS = Gauge "pointsman_controller_pools" ["version"] "InferencePools that are known, by API version";
+    CONTROLLER_PENDING = Gauge "pointsman_controller_pending" [] "Pools that are to be looked at";
+    CONTROLLER_FAILING = Gauge "pointsman_controller_failing" [] "Pools whose picker, or whose models' status, could not be made what it should be: tried again, the log says why";
+    CONTROLLER_WATCHES_FAILING = Gauge "pointsman_controller_watches_failing" [] "Kinds that cannot be read now: the API server is away, or denies them; what was known of them stays in force";
+    CONTROLLER_RECONCILES = Counter "pointsman_controller_reconciles_total" ["of", "outcome"] "Looks at a pool: at its `picker` or its `models`, `done` or `failed`";
+    CONTROLLER_RECONCILE_DURATION = Histogram "pointsman_controller_reconcile_duration_seconds" [] "Time of one look at a pool";
+    CONTROLLER_WRITES = Counter "pointsman_controller_writes_total" ["kind"] "Objects that were written, by kind; `Status` and `Event` beside them";
+}
+
 /// Upstream's older names of the `inference_objective_` families: the same numbers under both.
 pub const OLDER_TWIN: (&str, &str) = ("inference_objective_", "inference_model_");
 
@@ -118,13 +133,19 @@ pub fn reference() -> String {
          appears once it has something to show.\n\n\
          | name | type | labels | meaning |\n|---|---|---|---|\n",
     );
-    for definition in ALL {
+    rows(&mut page, ALL);
+    page.push_str("\n## Of the controller\n\n| name | type | labels | meaning |\n|---|---|---|---|\n");
+    rows(&mut page, CONTROLLER);
+    page
+}
+
+fn rows(page: &mut String, definitions: &[Definition]) {
+    for definition in definitions {
         let labels = definition.labels.join(", ");
         let kind = format!("{:?}", definition.kind).to_lowercase();
         // Writing to a String cannot fail.
         let _ = writeln!(page, "| `{}` | {kind} | {labels} | {} |", definition.name, definition.help);
     }
-    page
 }
 
 #[cfg(test)]
@@ -133,12 +154,12 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_counters_end_in_total() {
-        let mut names: Vec<_> = ALL.iter().map(|definition| definition.name).collect();
+        let mut names: Vec<_> = ALL.iter().chain(CONTROLLER).map(|definition| definition.name).collect();
         names.sort_unstable();
         let count = names.len();
         names.dedup();
         assert_eq!(names.len(), count);
-        for definition in ALL {
+        for definition in ALL.iter().chain(CONTROLLER) {
             assert_eq!(
                 definition.kind == Kind::Counter,
                 definition.name.ends_with("_total"),

@@ -9,11 +9,13 @@
 
 pub mod admin;
 mod collect;
+mod controller;
 pub mod definitions;
 mod limits;
 mod metrics;
 
 pub use collect::FamilyWriter;
+pub use controller::ControllerMetrics;
 pub use definitions::{Definition, Kind, reference};
 pub use limits::{Limit, LimitCounters};
 pub use metrics::{MODEL_LABELS_MAX, Metrics, ModelMetrics};

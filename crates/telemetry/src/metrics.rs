@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::admin::Page;
 use crate::definitions::{self as def, Definition, OLDER_TWIN};
 use crate::limits::LimitCounters;
 
@@ -258,6 +259,12 @@ impl Metrics {
     }
 }
 
+impl Page for Metrics {
+    fn encode(&self) -> Result<String, fmt::Error> {
+        Metrics::encode(self)
+    }
+}
+
 impl Families {
     fn register(registry: &mut Registry) -> Families {
         let families = Families {
@@ -330,7 +337,12 @@ fn register<M: Metric + Clone>(registry: &mut Registry, definition: &Definition,
     registry.register(name, definition.help, metric);
 }
 
-fn registered<M: Metric + Clone>(registry: &mut Registry, definition: &Definition, metric: M) -> M {
+/// Registers `metric` and gives it back.
+pub(crate) fn registered<M: Metric + Clone>(
+    registry: &mut Registry,
+    definition: &Definition,
+    metric: M,
+) -> M {
     register(registry, definition, metric.clone());
     metric
 }

@@ -42,6 +42,17 @@ impl Kind {
         }
     }
 
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Kind::ServiceAccount => "ServiceAccount",
+            Kind::Role => "Role",
+            Kind::RoleBinding => "RoleBinding",
+            Kind::PodDisruptionBudget => "PodDisruptionBudget",
+            Kind::Service => "Service",
+            Kind::Deployment => "Deployment",
+        }
+    }
+
     /// Whether it lies in the pool's namespace, and not in the gateway's.
     pub(super) fn is_beside_the_pool(self) -> bool {
         matches!(self, Kind::Role | Kind::RoleBinding)

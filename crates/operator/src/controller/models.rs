@@ -1,12 +1,12 @@
 //! InferenceModels: which of those that claim a name has it.
 
 use k8s_openapi::jiff::Timestamp;
+use kube::Error;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use kube::{Client, Error};
 use pool::{Manifest, PoolId};
 use serde_json::{Value, json};
 
-use super::reconcile::{FIELD_MANAGER, code};
+use super::reconcile::{FIELD_MANAGER, Means, code};
 use crate::resources;
 
 const NOT_FOUND: u16 = 404;
@@ -84,7 +84,7 @@ pub(super) fn judge<'m>(models: impl IntoIterator<Item = &'m Model>) -> Vec<(&'m
 }
 
 /// Writes the verdict, if it is not there.
-pub(super) async fn tell(client: &Client, model: &Model, verdict: &Verdict) -> Result<(), Error> {
+pub(super) async fn tell(means: &Means, model: &Model, verdict: &Verdict) -> Result<(), Error> {
     let status = if verdict.holds { "True" } else { "False" };
     if model.accepted.as_ref().is_some_and(|(there, message)| there == status && *message == verdict.message)
     {
@@ -105,7 +105,8 @@ pub(super) async fn tell(client: &Client, model: &Model, verdict: &Verdict) -> R
             "lastTransitionTime": Timestamp::from_second(now.as_second()).unwrap_or(now).to_string(),
         }] },
     });
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &model.namespace, &resource);
+    means.metrics.count_write("Status");
+    let api: Api<DynamicObject> = Api::namespaced_with(means.client.clone(), &model.namespace, &resource);
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     match api.patch_status(&model.name, &parameters, &Patch::Apply(&change)).await {
         Ok(_) => Ok(()),

@@ -1,6 +1,7 @@
 //! One pool: what is there is made what should be there. Nothing is remembered between two calls but what was told.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{
@@ -10,13 +11,14 @@ use kube::{Client, Error};
 use parking_lot::Mutex;
 use pool::{FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion};
 use serde_json::{Value, json};
+use telemetry::ControllerMetrics;
 
 use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
 use super::live::{Kind, Live, covers};
 use super::status::{self, Condition};
 use crate::overlay::Overlay;
-use crate::render::{self, PickerObjects, names};
+use crate::render::{self, PickerObjects, names, shared};
 use crate::resources;
 
 pub(super) const FIELD_MANAGER: &str = "pointsman-controller";
@@ -31,6 +33,7 @@ const CONFLICT: u16 = 409;
 pub(super) struct Means {
     pub(super) client: Client,
     pub(super) settings: Settings,
+    pub(super) metrics: Arc<ControllerMetrics>,
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
 }
 
@@ -54,10 +57,14 @@ pub(super) struct Job {
     pub(super) live: BTreeMap<Kind, Live>,
     /// The Service that the pool names is there.
     pub(super) brings_picker: bool,
+    /// The picker of the installation serves.
+    pub(super) shared_is_ready: bool,
 }
 
-/// What became of the overlay.
+/// Which picker the pool is to have, by its overlay.
 enum Shape {
+    /// None of its own: the installation's.
+    Shared(Value),
     Default,
     Reshaped(Box<PickerObjects>),
     /// Why not, in lines.
@@ -66,8 +73,8 @@ enum Shape {
 }
 
 impl Means {
-    pub(super) fn new(client: Client, settings: Settings) -> Means {
-        Means { client, settings, told: Mutex::default() }
+    pub(super) fn new(client: Client, settings: Settings, metrics: Arc<ControllerMetrics>) -> Means {
+        Means { client, settings, metrics, told: Mutex::default() }
     }
 
     /// # Errors
@@ -108,11 +115,11 @@ impl Means {
             }
         }
         tracing::info!(pool = %job.id, "the pool is gone: its picker is taken away");
-        self.delete_all(job).await
+        self.delete_all(job, |_| true).await
     }
 
-    async fn delete_all(&self, job: &Job) -> Result<(), Error> {
-        for (kind, live) in job.live.iter().rev() {
+    async fn delete_all(&self, job: &Job, which: impl Fn(Kind) -> bool) -> Result<(), Error> {
+        for (kind, live) in job.live.iter().rev().filter(|(kind, _)| which(**kind)) {
             let metadata = &live.object["metadata"];
             let (Some(namespace), Some(name)) = (metadata["namespace"].as_str(), metadata["name"].as_str())
             else {
@@ -120,6 +127,7 @@ impl Means {
             };
             let only_this = Preconditions { uid: Some(live.uid.clone()), resource_version: None };
             let parameters = DeleteParams { preconditions: Some(only_this), ..DeleteParams::background() };
+            self.metrics.count_write(kind.word());
             match self.api(&kind.resource(), namespace).delete(name, &parameters).await {
                 Ok(_) => {}
                 // Another one by now, or none.
@@ -137,8 +145,8 @@ impl Means {
                 "the Service that the pool names is there: its picker is used, and ours is taken away";
             let fact =
                 Fact { severity: Severity::Normal, reason: "PickerSelfHosted", message: message.to_owned() };
-            events::tell(&self.client, &known.subject, &fact).await?;
-            self.delete_all(job).await?;
+            self.event(&known.subject, &fact).await?;
+            self.delete_all(job, |_| true).await?;
         }
         match status::without(known.pool.version, &known.status) {
             Some(entries) => self.write_status(known, entries).await,
@@ -153,12 +161,17 @@ impl Means {
         let default = render::render(&pool.id, pool.version, &self.settings.options);
         let shape = match &resolved.policy.epp_overlay {
             Some(name) => self.shape(&pool.id, name, &default, job).await?,
+            None if self.settings.shared_picker => {
+                Shape::Shared(shared::service(&pool.id, &self.settings.options))
+            }
             None => Shape::Default,
         };
         let overlay = self.judge_overlay(known, &shape, facts).await?;
         let applied = self.apply(job, &default, &shape).await;
-        let ready = ready(job, &applied);
-        let deployment = (self.settings.options.gateway_namespace.as_str(), names::picker(&pool.id));
+        let is_shared = matches!(shape, Shape::Shared(_));
+        let ready = ready(job, is_shared, &applied);
+        let name = if is_shared { shared::NAME.to_owned() } else { names::picker(&pool.id) };
+        let deployment = (self.settings.options.gateway_namespace.as_str(), name);
         let conditions = [settings, overlay, ready];
         let entries = status::entries(
             pool.version,
@@ -273,7 +286,9 @@ impl Means {
     ) -> Result<Condition, Error> {
         let kind = "OverlayApplied";
         let (holds, reason, message, config_map) = match shape {
-            Shape::Default => (true, "NoOverlay", "the picker has its default shape".to_owned(), None),
+            Shape::Default | Shape::Shared(_) => {
+                (true, "NoOverlay", "the picker has its default shape".to_owned(), None)
+            }
             Shape::Reshaped(_) => {
                 (true, "Applied", "the picker has the shape of its overlay".to_owned(), None)
             }
@@ -295,7 +310,7 @@ impl Means {
             let fact = Fact { severity: Severity::Warning, reason, message: message.clone() };
             if status::message(known.pool.version, &known.status, kind) != Some(&message) {
                 if let Some(config_map) = config_map {
-                    events::tell(&self.client, config_map, &fact).await?;
+                    self.event(config_map, &fact).await?;
                 }
                 self.tell_once(&known.pool.id, &known.subject, &fact).await?;
             }
@@ -306,18 +321,39 @@ impl Means {
 
     /// Applies what is not there as it should be.
     async fn apply(&self, job: &Job, default: &PickerObjects, shape: &Shape) -> Result<(), Error> {
-        let objects = match shape {
+        let own = match shape {
+            Shape::Shared(service) => return self.leave_to_shared(job, default, service).await,
             Shape::Reshaped(reshaped) => reshaped,
-            _ => default,
+            Shape::Default | Shape::Broken(..) | Shape::Missing(_) => default,
         };
-        for object in objects.in_order() {
+        for object in own.in_order() {
             let Some(kind) = kind_of(object) else { continue };
             let live = job.live.get(&kind);
             let stays = matches!(shape, Shape::Broken(..)) && kind.is_open() && live.is_some();
-            if !stays && !is_applied(live, object) {
-                self.put(kind, object, false).await?;
-                tracing::info!(pool = %job.id, "{kind:?} applied");
+            // What is asked of the installation's picker goes on there until this one serves.
+            let waits = kind == Kind::Service && !own_is_ready(job) && selects(live, &shared::selector());
+            if !stays && !waits {
+                self.apply_one(job, kind, object).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// The pool's requests go to the installation's picker, when that serves; one of its own goes then.
+    async fn leave_to_shared(&self, job: &Job, own: &PickerObjects, service: &Value) -> Result<(), Error> {
+        let live = job.live.get(&Kind::Service);
+        if !job.shared_is_ready && selects(live, &own.service["spec"]["selector"]) {
+            return Ok(());
+        }
+        self.apply_one(job, Kind::Service, service).await?;
+        self.delete_all(job, |kind| kind != Kind::Service).await
+    }
+
+    async fn apply_one(&self, job: &Job, kind: Kind, object: &Value) -> Result<(), Error> {
+        if !is_applied(job.live.get(&kind), object) {
+            self.metrics.count_write(kind.word());
+            self.put(kind, object, false).await?;
+            tracing::info!(pool = %job.id, "{kind:?} applied");
         }
         Ok(())
     }
@@ -347,6 +383,7 @@ impl Means {
             "metadata": { "resourceVersion": known.resource_version },
             "status": { status::list(version): entries },
         });
+        self.metrics.count_write("Status");
         let api = self.api(&resources::pools(version), &id.namespace);
         match api.patch_status(&id.name, &PatchParams::default(), &Patch::Merge(&change)).await {
             Ok(_) => Ok(()),
@@ -359,9 +396,14 @@ impl Means {
         if self.told.lock().get(id).is_some_and(|told| told.contains(fact)) {
             return Ok(());
         }
-        events::tell(&self.client, subject, fact).await?;
+        self.event(subject, fact).await?;
         self.told.lock().entry(id.clone()).or_default().insert(fact.clone());
         Ok(())
+    }
+
+    async fn event(&self, subject: &Subject, fact: &Fact) -> Result<(), Error> {
+        self.metrics.count_write("Event");
+        events::tell(&self.client, subject, fact).await
     }
 
     fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
@@ -370,22 +412,40 @@ impl Means {
 }
 
 /// Whether the picker serves, by its Deployment.
-fn ready(job: &Job, applied: &Result<(), Error>) -> Condition {
+fn ready(job: &Job, is_shared: bool, applied: &Result<(), Error>) -> Condition {
     let kind = "PickerReady";
     if let Err(error) = applied {
         return Condition { kind, holds: false, reason: "ApplyFailed", message: error.to_string() };
     }
-    let deployment = job.live.get(&Kind::Deployment).map(|live| &live.object["status"]);
-    let count = |field: &str| deployment.and_then(|status| status[field].as_u64()).unwrap_or(0);
-    if count("readyReplicas") > 0 {
+    if if is_shared { job.shared_is_ready } else { own_is_ready(job) } {
         return Condition { kind, holds: true, reason: "PodsReady", message: "a picker is ready".to_owned() };
     }
-    let name = names::picker(&job.id);
-    let message = format!(
-        "no pod of the Deployment {name} is ready ({} are there): kubectl describe it",
-        count("replicas")
-    );
+    let message = if is_shared {
+        format!(
+            "no pod of the Deployment {} is ready: kubectl describe it; if it is not there, apply what \
+             `pointsman controller --install --epp-mode=shared` prints",
+            shared::NAME
+        )
+    } else {
+        let name = names::picker(&job.id);
+        let there = deployment_count(job, "replicas");
+        format!("no pod of the Deployment {name} is ready ({there} are there): kubectl describe it")
+    };
     Condition { kind, holds: false, reason: "NoPodReady", message }
+}
+
+fn own_is_ready(job: &Job) -> bool {
+    deployment_count(job, "readyReplicas") > 0
+}
+
+fn deployment_count(job: &Job, field: &str) -> u64 {
+    let deployment = job.live.get(&Kind::Deployment);
+    deployment.and_then(|live| live.object["status"][field].as_u64()).unwrap_or(0)
+}
+
+/// Whether the Service sends to those pods.
+fn selects(service: Option<&Live>, pods: &Value) -> bool {
+    service.is_some_and(|live| live.object["spec"]["selector"] == *pods)
 }
 
 /// Whether the object was applied as it should be, and nobody changed it since.

@@ -19,6 +19,10 @@ pub(crate) struct Epp {
     /// The InferencePool to pick for, on Kubernetes; with --file: which, where the files declare several.
     #[arg(long, value_name = "NAME")]
     pub(crate) pool_name: Option<String>,
+    /// Pick for every InferencePool of the cluster, or of the files: each ext_proc stream names its own in the metadata
+    /// x-pointsman-pool, as namespace/name.
+    #[arg(long, conflicts_with = "pool_name")]
+    pub(crate) all_pools: bool,
     /// The namespace of the InferencePool.
     #[arg(long, value_name = "NAMESPACE", default_value = "default")]
     pub(crate) pool_namespace: String,
