@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class ApiFaults:
 
     def __init__(self, cluster: Cluster, folder: Path, seed: int = 1) -> None:
         self.rate, self.met = 0.0, Counter()
+        self._fatal: tuple[int, bool, Callable[[], None]] | None = None
+        self._writes = threading.Lock()
         self.random = random.Random(seed)
         self._passing: set[BaseHTTPRequestHandler] = set()
         command = [PROGRAMS / "kubectl", "--kubeconfig", cluster.kubeconfig, "proxy", "--port=0", "--accept-hosts=.*"]
@@ -68,6 +71,18 @@ class ApiFaults:
         self._proxy.wait()
         self._proxy.stdout.close()
 
+    def kill_at_write(self, number: int, done: bool, kill: Callable[[], None]) -> None:
+        """Kills who asks at its write of that number from now on: before it is done, or after and before that is known."""
+        self._fatal = (number, done, kill)
+
+    def _is_fatal(self) -> tuple[bool, Callable[[], None]] | None:
+        with self._writes:
+            if self._fatal is None:
+                return None
+            number, done, kill = self._fatal
+            self._fatal = (number - 1, done, kill) if number > 1 else None
+            return (done, kill) if number == 1 else None
+
     def break_watches(self) -> None:
         """Ends every answer that is under way."""
         for request in list(self._passing):
@@ -77,6 +92,15 @@ class ApiFaults:
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("content-length") or 0))
         is_watch = "watch=true" in request.path or "watch=1" in request.path
+        if request.command != "GET" and (fatal := self._is_fatal()):
+            done, kill = fatal
+            if not done:
+                kill()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self._pass_on(request, body, 0) if done else request.connection.close()
+            if done:
+                kill()
+            return
         fault = None
         if self.random.random() < self.rate:
             of_all = ("429", "500", "503", "reset", "slow", "cut")

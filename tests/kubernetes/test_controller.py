@@ -1,8 +1,10 @@
 """`pointsman controller`: pools in, pickers out (annotations.md, sections 3 and 4), on a real API server, with kubectl."""
 
 import json
+import os
 import random
 import time
+from collections import Counter
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from harness.wait import holds, until
 
 MADE_S = 5
 """Within this what was asked for is there, on this machine and under load."""
+KILLS = int(os.environ.get("POINTSMAN_KILLS", "30"))
 CONTAINER = "inference-gateway-ext-proc"
 KINDS = ("deployment", "service", "poddisruptionbudget", "serviceaccount")
 
@@ -263,25 +266,41 @@ def test_a_quiet_cluster_is_not_written_to_and_a_restart_writes_nothing(house, c
     assert written() == before
 
 
-def test_killed_again_and_again_it_ends_where_it_would_have(house, control):
-    chance = random.Random(7)
-    for turn in range(40):
-        controller = control()
-        time.sleep(chance.uniform(0.02, 0.6))
-        if turn % 4 == 0:
-            house.pools.apply(pool_v1({OVERLAY: "shape"}))
-        if turn % 4 == 1:
-            house.overlay(deployment={"spec": {"replicas": 1 + turn % 5}})
-        if turn % 4 == 3 and turn < 39:
-            house.pools.kubectl("delete", "inferencepool", "pool", "--ignore-not-found")
-        time.sleep(chance.uniform(0, 0.3))
-        controller.close()
+def test_killed_at_any_write_again_and_again_it_ends_where_it_would_have(house, control, cluster, tmp_path):
+    """The first to the ninth write of what it has to do, before that is done or after; `POINTSMAN_KILLS` says how often."""
+    chance, met = random.Random(7), Counter()
+    faults = ApiFaults(cluster, tmp_path)
+    try:
+        for turn in range(KILLS):
+            match turn % 5:
+                case 0:
+                    house.pools.apply(pool_v1({OVERLAY: "shape", QUEUE_TTL: "soon"}))
+                case 1 | 2:
+                    data = {"deployment": json.dumps({"spec": {"replicas": turn % 4}}), "pdb": "spec: {maxUnavailable: 1}"}
+                    house.pools.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shape"}, "data": data})
+                case 3:
+                    house.gateways.kubectl("delete", "deployment,service", "-l", house.labels(), "--wait=false")
+                case _:
+                    house.pools.kubectl("delete", "inferencepool", "pool", "--ignore-not-found", "--wait=false")
+            controller = control(kubeconfig=faults.kubeconfig)
+            number, done = chance.randint(1, 9), chance.random() < 0.5
+            faults.kill_at_write(number, done, controller.process.kill)
+            deadline = time.monotonic() + 0.8
+            while controller.process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            met["at a write" if controller.process.poll() is not None else "at rest"] += 1
+            controller.close()
+    finally:
+        faults.close()
+    assert met["at a write"] > KILLS / 2, met
     house.pools.apply(pool_v1({OVERLAY: "shape"}))
     house.overlay(deployment={"spec": {"replicas": 3}})
     control()
     until(lambda: house.spec()["replicas"] == 3, within=10, what="what was asked for last")
     for kind in (*KINDS, "role", "rolebinding"):
         assert len(house.made(kind)) == 1
+    default = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
+    assert {key: house.one("poddisruptionbudget")["spec"][key] for key in default} == default
     house.pools.kubectl("delete", "inferencepool", "pool")
     for kind in (*KINDS, "role", "rolebinding"):
         until(lambda kind=kind: not house.made(kind), within=20, what=f"no {kind} is left")
