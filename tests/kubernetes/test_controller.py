@@ -306,6 +306,32 @@ def test_killed_at_any_write_again_and_again_it_ends_where_it_would_have(house, 
         until(lambda kind=kind: not house.made(kind), within=20, what=f"no {kind} is left")
 
 
+def test_a_version_of_pools_that_is_installed_later_counts_from_then_on(house, control, cluster):
+    cluster.kubectl("delete", "crd", "inferencepools.inference.networking.x-k8s.io")
+    controller = control()
+    until(controller.is_listed, within=10, what="the other version is enough")
+    assert controller.log_lines("inference.networking.x-k8s.io/v1alpha2", "not installed")
+    cluster.apply_crds()
+    house.pools.apply(pool_v1alpha2())
+    (made,) = until(lambda: house.made("deployment"), within=30, what="it has a picker")
+    assert "--pool-group=inference.networking.x-k8s.io" in made["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+def test_its_metrics_tell_what_it_does(house, control):
+    controller = control()
+    house.pools.apply(pool_v1({QUEUE_TTL: "soon"}), pool_v1(name="other"))
+    house.one("deployment", "other")
+    until(lambda: controller.metrics().series("pointsman_controller_pending") == {(): 0}, within=MADE_S, what="nothing is left to do")
+    page = controller.metrics()
+    one = lambda name: page.series(f"pointsman_controller_{name}")  # noqa: E731
+    assert one("leads") == {(): 1} and one("failing") == {(): 0} and one("watches_failing") == {(): 0}
+    assert one("pools")[(("version", "v1"),)] >= 2
+    assert one("reconciles_total")[(("of", "picker"), ("outcome", "done"))] >= 2
+    written = {dict(labels)["kind"]: count for labels, count in one("writes_total").items()}
+    assert written["Deployment"] >= 2 and written["Role"] >= 2 and written["Status"] >= 2 and written["Event"] >= 1
+    assert one("reconcile_duration_seconds_count")[()] >= 2
+
+
 def test_of_models_that_claim_one_name_the_oldest_has_it(house, control):
     control()
     house.pools.apply(pool_v1())

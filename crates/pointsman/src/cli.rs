@@ -226,8 +226,8 @@ pub(crate) struct Controller {
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     pub(crate) metrics_port: u16,
     /// For Envoy Gateway's extension server, which is not built yet.
-    #[arg(long, value_name = "PORT", default_value_t = 5005, hide = true)]
-    pub(crate) extension_port: u16,
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub(crate) extension_port: Option<u16>,
     /// How to reach the API server; without it by the service account of the pod.
     #[arg(long, value_name = "PATH")]
     pub(crate) kubeconfig: Option<PathBuf>,

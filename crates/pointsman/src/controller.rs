@@ -71,6 +71,9 @@ fn arguments(flags: &Controller) -> Vec<String> {
 
 /// Runs until SIGTERM or ctrl-c. Nothing is to be drained: what it made stays, and the next one goes on from there.
 pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<()> {
+    if flags.extension_port.is_some() {
+        tracing::info!("--extension-port has no meaning yet and is passed over: Envoy Gateway is not served");
+    }
     let client = operator::connect(flags.kubeconfig.as_deref()).await?;
     let listener = listen::bind(SocketAddr::from((flags.bind, flags.metrics_port)), "--metrics-port", false)?;
     let address = listener.local_addr()?;
