@@ -35,7 +35,10 @@ impl Installation {
     /// All of it, in the order in which each finds what it needs: namespaces and definitions of kinds first.
     #[must_use]
     pub fn manifests(&self) -> Vec<Value> {
-        let mut all = vec![own_namespace(&self.namespace), namespace(&self.options.gateway_namespace)];
+        let mut all = vec![own_namespace(&self.namespace)];
+        if self.options.gateway_namespace != self.namespace {
+            all.push(namespace(&self.options.gateway_namespace));
+        }
         all.extend(crds::all());
         all.extend(self.objects());
         all

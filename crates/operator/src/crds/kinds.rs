@@ -157,17 +157,6 @@ struct TargetModel {
     weight: Option<i32>,
 }
 
-/// What became of the InferenceModel.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-pub(crate) struct InferenceModelStatus {
-    /// Whether it is accepted.
-    #[schemars(
-        length(max = 8),
-        extend("default" = pending("Ready"), "x-kubernetes-list-map-keys" = ["type"], "x-kubernetes-list-type" = "map")
-    )]
-    conditions: Option<Vec<Condition>>,
-}
-
 /// A named priority.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[kube(
@@ -190,17 +179,6 @@ pub(crate) struct InferenceObjectiveSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "integer")]
     priority: Option<i64>,
-}
-
-/// What became of the InferenceObjective.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-pub(crate) struct InferenceObjectiveStatus {
-    /// Whether it is accepted.
-    #[schemars(
-        length(max = 8),
-        extend("default" = pending("Ready"), "x-kubernetes-list-map-keys" = ["type"], "x-kubernetes-list-type" = "map")
-    )]
-    conditions: Option<Vec<Condition>>,
 }
 
 /// Which model a request's model becomes.
@@ -265,47 +243,55 @@ struct RewriteTarget {
     weight: Option<i32>,
 }
 
-/// What became of the InferenceModelRewrite.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-pub(crate) struct InferenceModelRewriteStatus {
-    /// Whether it is accepted.
-    #[schemars(
-        length(max = 8),
-        extend("default" = pending("Accepted"), "x-kubernetes-list-map-keys" = ["type"], "x-kubernetes-list-type" = "map")
-    )]
-    conditions: Option<Vec<Condition>>,
+/// What became of an object, and what is said until somebody judges it.
+macro_rules! statuses {
+    ($($name:ident: $pending:literal;)*) => {
+        $(
+            /// What became of the object.
+            #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+            pub(crate) struct $name {
+                /// Whether it is accepted.
+                #[schemars(
+                    length(max = 8),
+                    extend("default" = pending($pending), "x-kubernetes-list-map-keys" = ["type"], "x-kubernetes-list-type" = "map")
+                )]
+                conditions: Option<Vec<Condition>>,
+            }
+        )*
+    };
 }
 
-/// A pool, of v1 unless said.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-struct PoolRef {
-    /// The API group.
-    #[serde(default = "pool_group")]
-    #[schemars(with = "Group")]
-    group: String,
-    /// The kind.
-    #[serde(default = "pool_kind")]
-    #[schemars(with = "Kind")]
-    kind: String,
-    /// The name.
-    #[schemars(with = "Name")]
-    name: String,
+statuses! {
+    InferenceModelStatus: "Ready";
+    InferenceObjectiveStatus: "Ready";
+    InferenceModelRewriteStatus: "Accepted";
 }
 
-/// A pool, of v1alpha2 unless said.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-struct OlderPoolRef {
-    /// The API group.
-    #[serde(default = "older_pool_group")]
-    #[schemars(with = "Group")]
-    group: String,
-    /// The kind.
-    #[serde(default = "pool_kind")]
-    #[schemars(with = "Kind")]
-    kind: String,
-    /// The name.
-    #[schemars(with = "Name")]
-    name: String,
+/// A pool, of that group unless said.
+macro_rules! pool_refs {
+    ($($name:ident: $group:literal;)*) => {
+        $(
+            #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+            struct $name {
+                /// The API group.
+                #[serde(default = $group)]
+                #[schemars(with = "Group")]
+                group: String,
+                /// The kind.
+                #[serde(default = "pool_kind")]
+                #[schemars(with = "Kind")]
+                kind: String,
+                /// The name.
+                #[schemars(with = "Name")]
+                name: String,
+            }
+        )*
+    };
+}
+
+pool_refs! {
+    PoolRef: "pool_group";
+    OlderPoolRef: "older_pool_group";
 }
 
 /// A string with limits of its own.
