@@ -170,7 +170,10 @@ fn models(root: &Path, cache: &Cache, vllm_python: &Path) -> anyhow::Result<Path
 /// A program, built by Go from what tests/NAME pins.
 fn go_program(root: &Path, cache: &Cache, name: &'static str, package: &str) -> anyhow::Result<PathBuf> {
     let module = Module::new(root.join("tests").join(name))?;
-    let make = |folder: &Path| module.build(package, "-s -w", &folder.join(name));
+    let make = |folder: &Path| {
+        let scratch = Scratch::new(cache)?;
+        module.build(package, "-s -w", &folder.join(name), &scratch)
+    };
     Ok(cache.ensure(&Part { name, recipe: module.recipe.clone(), make: &make })?.join(name))
 }
 
@@ -189,7 +192,10 @@ pub(crate) fn kubernetes(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> 
             format!("-X {package}.gitVersion={version} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}")
         });
         let flags = format!("-s -w {}", said.join(" "));
-        KUBERNETES.iter().try_for_each(|(name, package)| module.build(package, &flags, &folder.join(name)))
+        let scratch = Scratch::new(cache)?;
+        let build =
+            |(name, package): &(&str, &str)| module.build(package, &flags, &folder.join(name), &scratch);
+        KUBERNETES.iter().try_for_each(build)
     };
     cache.ensure(&Part { name: "kubernetes", recipe: module.recipe.clone(), make: &make })
 }
@@ -236,6 +242,24 @@ fn crds(cache: &Cache) -> anyhow::Result<PathBuf> {
     cache.ensure(&Part { name: "kubernetes-crds", recipe: format!("{CRDS:?}"), make: &make })
 }
 
+/// What Go keeps of a build, some gigabytes that nobody needs again; gone when this is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(cache: &Cache) -> anyhow::Result<Self> {
+        let folder = cache.path(&format!("go-build-{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left of it is only in the way.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A folder with a go.mod that pins what is built from it.
 struct Module {
     folder: PathBuf,
@@ -262,9 +286,15 @@ impl Module {
         command
     }
 
-    fn build(&self, package: &str, linker_flags: &str, program: &Path) -> anyhow::Result<()> {
+    fn build(
+        &self,
+        package: &str,
+        linker_flags: &str,
+        program: &Path,
+        scratch: &Scratch,
+    ) -> anyhow::Result<()> {
         let mut build = self.command();
-        build.args([
+        build.env("GOCACHE", &scratch.0).args([
             "build",
             "-mod=readonly",
             "-trimpath",

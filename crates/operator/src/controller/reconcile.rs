@@ -421,9 +421,10 @@ fn ready(job: &Job, is_shared: bool, applied: &Result<(), Error>) -> Condition {
         return Condition { kind, holds: true, reason: "PodsReady", message: "a picker is ready".to_owned() };
     }
     let message = if is_shared {
+        let meanwhile = if own_is_ready(job) { "; the pool's own picker serves until it is" } else { "" };
         format!(
             "no pod of the Deployment {} is ready: kubectl describe it; if it is not there, apply what \
-             `pointsman controller --install --epp-mode=shared` prints",
+             `pointsman controller --install --epp-mode=shared` prints{meanwhile}",
             shared::NAME
         )
     } else {
