@@ -217,6 +217,7 @@ def test_whose_picker_it_is(house, control):
     holds(lambda: not house.made("deployment"), over=2, what="the pool's own is used")
     house.pools.kubectl("delete", "service", "epp")
     house.one()
+    until(lambda: house.events("PickerManaged"), within=MADE_S, what="the change is told")
     house.pools.apply(service)
     until(lambda: not house.made("deployment"), within=MADE_S, what="ours is taken away")
     until(lambda: house.events("PickerSelfHosted"), within=MADE_S, what="that is told")

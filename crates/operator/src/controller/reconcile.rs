@@ -1,6 +1,6 @@
 //! One pool: what is there is made what should be there. Nothing is remembered between two calls but what was told.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -35,6 +35,8 @@ pub(super) struct Means {
     pub(super) settings: Settings,
     pub(super) metrics: Arc<ControllerMetrics>,
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
+    /// Pools that brought their own picker when they were looked at last.
+    self_hosted: Mutex<HashSet<PoolId>>,
 }
 
 /// A pool as the API server has it.
@@ -74,7 +76,7 @@ enum Shape {
 
 impl Means {
     pub(super) fn new(client: Client, settings: Settings, metrics: Arc<ControllerMetrics>) -> Means {
-        Means { client, settings, metrics, told: Mutex::default() }
+        Means { client, settings, metrics, told: Mutex::default(), self_hosted: Mutex::default() }
     }
 
     /// # Errors
@@ -101,6 +103,7 @@ impl Means {
     /// The pool is gone: so is its picker.
     async fn take_away(&self, job: &Job) -> Result<(), Error> {
         self.told.lock().remove(&job.id);
+        self.self_hosted.lock().remove(&job.id);
         if job.live.is_empty() {
             return Ok(());
         }
@@ -140,6 +143,7 @@ impl Means {
 
     /// The pool brings its own picker.
     async fn leave_to(&self, job: &Job, known: &Known) -> Result<(), Error> {
+        self.self_hosted.lock().insert(job.id.clone());
         if !job.live.is_empty() {
             let message =
                 "the Service that the pool names is there: its picker is used, and ours is taken away";
@@ -156,6 +160,14 @@ impl Means {
 
     async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
         let pool = &known.pool;
+        if self.self_hosted.lock().contains(&job.id) {
+            let message =
+                "the Service that the pool names is not there any more: a picker of Pointsman's is made";
+            let fact =
+                Fact { severity: Severity::Normal, reason: "PickerManaged", message: message.to_owned() };
+            self.event(&known.subject, &fact).await?;
+            self.self_hosted.lock().remove(&job.id);
+        }
         let resolved = PoolPolicy::resolve(&pool.annotations, None);
         let settings = self.judge_settings(known, &resolved.faults, facts).await?;
         let default = render::render(&pool.id, pool.version, &self.settings.options);
