@@ -154,7 +154,7 @@ def test_an_overlay_is_hot_and_undone_field_by_field(house, control):
 
 
 def test_a_broken_overlay_leaves_what_runs_and_says_where_and_why(house, control):
-    control()
+    controller = control()
     house.pools.apply(pool_v1({OVERLAY: "shape"}))
     house.overlay(deployment={"spec": {"replicas": 3}})
     until(lambda: house.one()["spec"]["replicas"] == 3, within=MADE_S, what="it is applied")
@@ -171,6 +171,9 @@ def test_a_broken_overlay_leaves_what_runs_and_says_where_and_why(house, control
         assert house.condition("OverlayApplied")["status"] == "False"
         assert house.spec()["replicas"] == 3
         assert house.one("service")["spec"]["sessionAffinity"] == "None", "no part of it"
+    controller.close()
+    until(control().is_listed, within=10, what="another one has seen all of it")
+    holds(lambda: house.spec()["replicas"] == 3, over=2, what="what runs, after a restart too")
     house.overlay(deployment={"spec": {"replicas": 4}})
     until(lambda: house.spec()["replicas"] == 4, within=MADE_S, what="it is mended")
     until(lambda: house.condition("OverlayApplied")["status"] == "True", within=MADE_S, what="and its status says so")
