@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask test`, `envoy`, `api`, `fuzz`, `layers`, `docs`, `bench`.
+//! The project's own commands: `cargo xtask test`, `image`, `envoy`, `api`, `fuzz`, `layers`, `docs`, `bench`.
 #![expect(clippy::print_stdout, reason = "what these commands make is text for the person who calls them")]
 
 mod api;
@@ -7,6 +7,7 @@ mod chart;
 mod docs;
 mod envoy;
 mod fuzz;
+mod image;
 mod layers;
 mod parts;
 mod process;
@@ -37,6 +38,12 @@ enum Task {
     },
     /// Install what the tests need and nothing else.
     Install,
+    /// Make the container image and its bill of materials, without Docker: docs/image.md.
+    Image {
+        /// How the program is compiled: cargo's profile.
+        #[arg(long, default_value = image::RELEASE)]
+        profile: String,
+    },
     /// Run Envoy, the picker and simulated model servers together, as examples/envoy describes them, until ctrl-c.
     Envoy {
         /// Which of its configurations.
@@ -101,6 +108,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Install => {
             parts::install(&root, &cache::Cache::open()?)?;
         }
+        Task::Image { profile } => image::run(&root, &profile)?,
         Task::Envoy { example } => envoy::run(&root, example)?,
         Task::Api { api } => api::run(&root, api)?,
         Task::Schema { check } => schema::run(&root, check)?,
