@@ -4,11 +4,11 @@
 //! (build scripts, procedural macros and what these use). Cargo.lock knows where they are from and their checksums.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use cargo_lock::Lockfile;
 use cyclonedx_bom::external_models::uri::Purl;
 use cyclonedx_bom::models::component::{Classification, Component, Components};
 use cyclonedx_bom::models::dependency::{Dependencies, Dependency};
@@ -17,6 +17,7 @@ use cyclonedx_bom::models::license::{LicenseChoice, Licenses};
 use cyclonedx_bom::models::metadata::Metadata;
 use cyclonedx_bom::models::tool::Tools;
 use cyclonedx_bom::prelude::{Bom, DateTime, SpdxExpression, SpecVersion, Validate as _};
+use serde::Deserialize;
 
 use super::{About, NAME, TARGET, VERSION, sha256};
 use crate::process::stdout_of;
@@ -31,6 +32,21 @@ struct Crate {
     needs: BTreeSet<Id>,
 }
 
+/// The part of Cargo.lock that is read here.
+#[derive(Deserialize)]
+struct Lock {
+    package: Vec<Locked>,
+}
+
+#[derive(Deserialize)]
+struct Locked {
+    name: String,
+    version: String,
+    /// None of a crate of this workspace.
+    source: Option<String>,
+    checksum: Option<String>,
+}
+
 /// The bill of the program, as JSON.
 ///
 /// # Errors
@@ -40,7 +56,8 @@ pub(super) fn bill(root: &Path, about: &About, program: &[u8]) -> anyhow::Result
     cargo.current_dir(root).args(["tree", "--locked", "--package", NAME, "--target", TARGET]);
     cargo.args(["--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", "\t{p}\t{l}"]);
     let crates = crates(&stdout_of(&mut cargo)?)?;
-    let lock = Lockfile::load(root.join("Cargo.lock")).context("Cargo.lock cannot be read")?;
+    let lock = fs::read_to_string(root.join("Cargo.lock")).context("Cargo.lock cannot be read")?;
+    let lock: Lock = toml::from_str(&lock).context("Cargo.lock is not as expected")?;
     write(&crates, &lock, about, &sha256(program))
 }
 
@@ -69,12 +86,7 @@ fn crates(tree: &str) -> anyhow::Result<BTreeMap<Id, Crate>> {
     Ok(crates)
 }
 
-fn write(
-    crates: &BTreeMap<Id, Crate>,
-    lock: &Lockfile,
-    about: &About,
-    program: &str,
-) -> anyhow::Result<Vec<u8>> {
+fn write(crates: &BTreeMap<Id, Crate>, lock: &Lock, about: &About, program: &str) -> anyhow::Result<Vec<u8>> {
     let (mut parts, mut arrows, mut references) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
     for (id, of) in crates {
         let part = component(id, of, lock)?;
@@ -112,18 +124,18 @@ fn write(
     Ok(json)
 }
 
-fn component((name, version): &Id, of: &Crate, lock: &Lockfile) -> anyhow::Result<Component> {
+fn component((name, version): &Id, of: &Crate, lock: &Lock) -> anyhow::Result<Component> {
     let locked = lock
-        .packages
+        .package
         .iter()
-        .find(|package| package.name.as_str() == name && package.version.to_string() == *version)
+        .find(|package| package.name == *name && package.version == *version)
         .with_context(|| format!("{name} {version} is not in Cargo.lock"))?;
     // Those of this workspace are not on crates.io, where others have their names.
     let kind = if locked.source.is_some() { "cargo" } else { "generic" };
     let url = Purl::new(kind, name, version)?;
     let mut component = Component::new(Classification::Library, name, version, Some(url.to_string()));
     component.purl = Some(url);
-    component.hashes = locked.checksum.as_ref().map(|checksum| sha256_of(&checksum.to_string()));
+    component.hashes = locked.checksum.as_deref().map(sha256_of);
     let license = SpdxExpression::parse_lax(of.license.clone())
         .with_context(|| format!("the license of {name} {version} is `{}`", of.license))?;
     component.licenses = Some(Licenses(vec![LicenseChoice::Expression(license)]));

@@ -60,6 +60,12 @@ mod tests {
     }
 
     #[test]
+    fn the_dockerfile_compiles_the_same_program() {
+        let dockerfile = include_str!("../../../Dockerfile");
+        assert!(dockerfile.contains(&STATIC.join(" ")), "expected {}", STATIC.join(" "));
+    }
+
+    #[test]
     fn what_is_no_program_is_refused() {
         for bytes in [&b""[..], b"#!/bin/sh\n", b"\x7fELF"] {
             check_static(bytes).expect_err("no program");
