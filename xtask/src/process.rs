@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 /// # Errors
 /// The program is missing, or exits with anything but 0.
 pub(crate) fn must_succeed(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| cannot_start(command))?;
+    let status = unnamed(command).status().with_context(|| cannot_start(command))?;
     if !status.success() {
         bail!("{status}: {}", line_of(command));
     }
@@ -23,7 +23,7 @@ pub(crate) fn must_succeed(command: &mut Command) -> anyhow::Result<()> {
 /// # Errors
 /// The program is missing, exits with anything but 0, or prints what is not UTF-8.
 pub(crate) fn stdout_of(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| cannot_start(command))?;
+    let output = unnamed(command).stderr(Stdio::inherit()).output().with_context(|| cannot_start(command))?;
     if !output.status.success() {
         bail!("{}: {}", output.status, line_of(command));
     }
@@ -35,12 +35,23 @@ pub(crate) fn stdout_of(command: &mut Command) -> anyhow::Result<String> {
 /// # Errors
 /// The program is missing, or its output cannot be read.
 pub(crate) fn follow(command: &mut Command, mut on_line: impl FnMut(&str)) -> anyhow::Result<bool> {
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| cannot_start(command))?;
+    let mut child = unnamed(command).stdout(Stdio::piped()).spawn().with_context(|| cannot_start(command))?;
     let stdout = child.stdout.take().context("stdout was asked for and is not there")?;
     for line in BufReader::new(stdout).split(b'\n') {
         on_line(&String::from_utf8_lossy(&line?));
     }
     Ok(child.wait()?.success())
+}
+
+/// Without what `cargo run` tells of this very package. ring's build script runs again when that changes, and all that
+/// needs ring after it: builds from here and builds by hand would undo each other.
+fn unnamed(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of)) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// The command as a person can paste it into a shell, run from its folder.
@@ -84,6 +95,12 @@ mod tests {
         command.args(["-c", "echo one; printf two; exit 3"]);
         assert!(!follow(&mut command, |line| lines.push(line.to_owned())).expect("sh runs"));
         assert_eq!(lines, ["one", "two"]);
+    }
+
+    #[test]
+    fn children_do_not_hear_of_this_package() {
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some(), "cargo runs the tests");
+        assert_eq!(stdout_of(&mut Command::new("env")).expect("it runs").matches("CARGO_PKG_").count(), 0);
     }
 
     #[test]
