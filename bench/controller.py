@@ -1,7 +1,7 @@
 """The controller against a real API server: from a pool to its picker, from an annotation to its effect, and what it costs to stand by.
 
     cargo build --release -p pointsman && cargo xtask api up
-    ~/.cache/pointsman/blackbox/bin/python bench/controller.py
+    ~/.cache/pointsman/blackbox/bin/python bench/controller.py [POOLS...]
 
 The baseline is the same program with `--pickers self-hosted`: it watches the same things and makes nothing. All of the cluster runs on the same
 machine; times include its own.
@@ -29,7 +29,7 @@ from harness.controller import Controller  # noqa: E402
 from harness.epp import Picker  # noqa: E402
 from harness.manifests import QUEUE_TTL, pool_v1  # noqa: E402
 
-SIZES = (10, 100, 1000)
+SIZES = tuple(map(int, sys.argv[1:])) or (10, 100, 1000)
 SAMPLES = 100
 AT_REST_S = 60
 POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/{}/inferencepools"
@@ -50,7 +50,12 @@ class Api:
         self._connection = http.client.HTTPSConnection(host, port, context=context)
 
     def __call__(self, method: str, path: str, body: dict | None = None, kind: str = "application/json") -> dict:
-        self._connection.request(method, path, json.dumps(body) if body else None, {"content-type": kind})
+        try:
+            self._connection.request(method, path, json.dumps(body) if body else None, {"content-type": kind})
+        except OSError:
+            # It rested for too long. The next request connects anew.
+            self._connection.close()
+            self._connection.request(method, path, json.dumps(body) if body else None, {"content-type": kind})
         answer = self._connection.getresponse()
         text = answer.read()
         assert answer.status < 300 or answer.status == 404, text
