@@ -281,6 +281,7 @@ REFUSED = {
     "a way to it": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/cache/../var/run"}]}),
     "the root": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/"}]}),
     "a way out": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/a", "subPath": "../b"}]}),
+    "what looks like a way out": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/a", "subPath": "a..b"}]}),
     "expanded paths": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/a", "subPathExpr": "$(A)"}]}),
     "propagation": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/a", "mountPropagation": "Bidirectional"}]}),
     "devices": (*PICKER, {"volumeDevices": [{"name": "a", "devicePath": "/dev/sda"}]}),
