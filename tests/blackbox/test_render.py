@@ -126,6 +126,15 @@ def test_the_gateways_namespace_is_the_one_that_was_named(render):
 
 # ---- what is open
 
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+OWN = {"matchLabels": {"inference-pool": "qwen-pool", "inference-pool-namespace": "default"}}
+
+
+def apart(**term: object) -> dict:
+    """A required anti-affinity."""
+    return {"affinity": {"podAntiAffinity": {REQUIRED: [{"topologyKey": "kubernetes.io/hostname", **term}]}}}
+
+
 OPEN = {
     "replicas": ({"spec": {"replicas": 5}}, False),
     "strategy": ({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}}, False),
@@ -134,6 +143,9 @@ OPEN = {
     "nodeSelector": ({"nodeSelector": {"kubernetes.io/arch": "arm64"}}, True),
     "tolerations": ({"tolerations": [{"operator": "Exists"}]}, True),
     "affinity": ({"affinity": {"nodeAffinity": {}}}, True),
+    "away from its own": (apart(labelSelector=OWN), True),
+    "rather away from others": ({"affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {"topologyKey": "zone", "labelSelector": {}}}]}}}, True),
+    "near others": ({"affinity": {"podAffinity": {REQUIRED: [{"topologyKey": "zone", "namespaces": ["gateways"], "labelSelector": {}}]}}}, True),
     "topologySpreadConstraints": ({"topologySpreadConstraints": [{"topologyKey": "zone", "maxSkew": 2, "whenUnsatisfiable": "DoNotSchedule"}]}, True),
     "grace": ({"terminationGracePeriodSeconds": 90}, True),
     "volumes": ({"volumes": [{"name": "a", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "b", "downwardAPI": {"items": []}}]}, True),
@@ -202,6 +214,10 @@ REFUSED = {
     "secrets by annotation": (*SELF, {"spec": {"template": {"metadata": {"annotations": {"vault.hashicorp.com/agent-inject": "true"}}}}}),
     "serviceAccountName": (*POD, {"serviceAccountName": "envoy-gateway"}),
     "serviceAccount": (*POD, {"serviceAccount": "envoy-gateway"}),
+    "all kept away": (*POD, apart(labelSelector={})),
+    "others kept away": (*POD, apart(labelSelector={"matchLabels": {**OWN["matchLabels"], "inference-pool": "other"}})),
+    "other namespaces kept away": (*POD, apart(labelSelector=OWN, namespaces=["other"])),
+    "all namespaces kept away": (*POD, apart(labelSelector=OWN, namespaceSelector={})),
     "token": (*POD, {"automountServiceAccountToken": False}),
     "hostNetwork": (*POD, {"hostNetwork": True}),
     "hostPID": (*POD, {"hostPID": True}),

@@ -113,7 +113,19 @@ struct Patch {
     part: Part,
     document: Node,
     object: Map<String, Value>,
+    /// An administrator opened affinity wholly.
+    affinity_is_open: bool,
 }
+
+const AFFINITY: &str = "deployment.spec.template.spec.affinity";
+const KEPT_AWAY: [&str; 6] = [
+    "spec",
+    "template",
+    "spec",
+    "affinity",
+    "podAntiAffinity",
+    "requiredDuringSchedulingIgnoredDuringExecution",
+];
 
 impl Overlay {
     /// Reads the data of a ConfigMap. `allowed` are the fields that an administrator opened besides,
@@ -180,7 +192,8 @@ impl Patch {
         let object = document::read(&document, part.object())?;
         let closed = open::closed(part, &document, allowed);
         if closed.is_empty() {
-            Ok(Some(Patch { key: entry.key.clone(), part, document, object }))
+            let affinity_is_open = allowed.iter().any(|path| AFFINITY.starts_with(path.as_str()));
+            Ok(Some(Patch { key: entry.key.clone(), part, document, object, affinity_is_open }))
         } else {
             Err(closed)
         }
@@ -190,12 +203,23 @@ impl Patch {
         let Value::Object(mut default) = default else { return Ok(default) };
         self.make_way(&mut default);
         let merged = merge::merge(default, self.object.clone(), self.part.object());
-        merged.map(Value::Object).map_err(|error| {
+        let merged = merged.map(Value::Object).map_err(|error| {
             let field: Vec<String> = error.field.into_iter().rev().collect();
-            let place = place_of(&self.document, &field);
-            let expected = "what kubectl patch --type=strategic takes".to_owned();
-            Wrong { place, field: field.join("."), what: error.what, expected }
-        })
+            self.wrong(&field, error.what, "what kubectl patch --type=strategic takes")
+        })?;
+        if self.part == Part::Deployment && !self.affinity_is_open && keeps_others_away(&merged) {
+            let what = "it is not open to an overlay: a required anti-affinity holds both ways, and this one would keep \
+                        pods of others away from nodes";
+            let expected = "terms whose matchLabels are the picker's own (inference-pool and inference-pool-namespace), \
+                            preferred ones, topologySpreadConstraints, or --allow-overlay at the controller";
+            return Err(self.wrong(&KEPT_AWAY.map(str::to_owned), what.to_owned(), expected));
+        }
+        Ok(merged)
+    }
+
+    fn wrong(&self, field: &[String], what: String, expected: &str) -> Wrong {
+        let place = place_of(&self.document, field);
+        Wrong { place, field: field.join("."), what, expected: expected.to_owned() }
     }
 
     /// A budget has one bound. Who gives the other one means it in place of the default's.
@@ -210,6 +234,23 @@ impl Patch {
             bounds.shift_remove("maxUnavailable");
         }
     }
+}
+
+/// Whether a required anti-affinity of the Deployment's pods speaks of other pods than their own: the scheduler keeps those away
+/// from their nodes too.
+fn keeps_others_away(deployment: &Value) -> bool {
+    let path = KEPT_AWAY.iter().fold(String::new(), |path, field| path + "/" + field);
+    let Some(Value::Array(terms)) = deployment.pointer(&path) else { return false };
+    let own = &deployment["spec"]["selector"]["matchLabels"];
+    let is_own = |term: &Value| {
+        let selected = &term["labelSelector"]["matchLabels"];
+        let is_nothing = |field: &str| term[field].is_null() || term[field] == Value::Array(Vec::new());
+        let own = own.as_object();
+        own.is_some_and(|own| own.iter().all(|(key, value)| selected[key] == *value))
+            && is_nothing("namespaces")
+            && is_nothing("namespaceSelector")
+    };
+    !terms.iter().all(is_own)
 }
 
 /// Where the field is written, or the innermost map around it.
