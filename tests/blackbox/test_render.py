@@ -182,6 +182,7 @@ def test_the_service_and_the_budget_too(render):
 # ---- what is not
 
 POD = "deployment", ("spec", "template", "spec")
+META = "deployment", ("spec", "template", "metadata")
 SELF = "deployment", ()
 PICKER = "deployment", ("spec", "template", "spec", "containers", 0)
 REFUSED = {
@@ -301,6 +302,22 @@ REFUSED = {
     "expanded paths": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/a", "subPathExpr": "$(A)"}]}),
     "propagation": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/a", "mountPropagation": "Bidirectional"}]}),
     "devices": (*PICKER, {"volumeDevices": [{"name": "a", "devicePath": "/dev/sda"}]}),
+    "over the program": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/pointsman", "subPath": "pointsman"}]}),
+    "over its loader": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/lib64"}]}),
+    "above the token": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/var/"}]}),
+    "two paths": (*PICKER, {"volumeMounts": [{"name": "a", "mountPath": "/tmp:/etc"}]}),
+    "dapr's sidecar": (*META, {"annotations": {"dapr.io/sidecar-image": "evil:1"}}),
+    "an injector's": (*META, {"annotations": {"any.example.com/inject": "evil"}}),
+    "an image": (*META, {"annotations": {"any.example.com/custom-image": "evil"}}),
+    "a runtime's": (*META, {"annotations": {"io.katacontainers.config.hypervisor.path": "/x"}}),
+    "a runtime's devices": (*META, {"annotations": {"io.kubernetes.cri-o.Devices": "/dev/sda"}}),
+    "another network": (*META, {"annotations": {"v1.multus-cni.io/default-network": "tenant/evil"}}),
+    "a gateway's label": (*META, {"labels": {"istio": "ingressgateway"}}),
+    "an identity": (*META, {"labels": {"azure.workload.identity/use": "true"}}),
+    "any spelling of app": (*META, {"labels": {"App": "other"}}),
+    "a name search": (*PICKER, {"env": [{"name": "LOCALDOMAIN", "value": "evil"}]}),
+    "global service": ("service", (), {"metadata": {"annotations": {"io.cilium/global-service": "true"}}}),
+    "exposed service": ("service", (), {"metadata": {"annotations": {"tailscale.com/expose": "true"}}}),
     "stdin": (*PICKER, {"stdin": True}),
     "termination log": (*PICKER, {"terminationMessagePath": "/etc/passwd"}),
     "service type": ("service", (), {"spec": {"type": "LoadBalancer"}}),
@@ -342,6 +359,30 @@ def test_what_an_overlay_may_not_set_is_refused_and_nothing_of_it_is_used(key, p
     assert rendered.text == render().text
 
 
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ("replicas: 4294967299", 'spec.replicas: found the number "4294967299"; expected a whole number of 32 bits'),
+        (f"template: {{spec: {{containers: [{{name: {CONTAINER}, resources: {{limits: {{memory: 10GB}}}}}}]}}}}", "resources.limits.memory: found"),
+        (f"template: {{spec: {{containers: [{{name: {CONTAINER}, env: [{{name: A, value: a}}, {{name: A, value: b}}]}}]}}}}", "env: a second one with name A; expected each once"),
+        ("paused: '" + "x" * 131_072 + "'", "bytes long; expected at most 131072"),
+    ],
+    ids=["wrapping", "quantity", "twice", "long"],
+)
+def test_what_the_api_server_could_not_even_read_is_told_before(fields, said, render):
+    rendered = render({"deployment": f"spec: {{{fields}}}"})
+    assert rendered.code == 1 and said in "\n".join(rendered.faults), rendered.faults
+    assert rendered.text == render().text
+
+
+def test_every_quantity_that_kubernetes_reads_is_one(render):
+    for quantity in ("1", "1.5", ".5", "5.", "100m", "1Ki", "2Gi", "1e3", "1E-3", "12E", "3n", "+1", "'4'"):
+        rendered = render(container(resources={"limits": {"cpu": yaml.safe_load(quantity)}}))
+        assert rendered.code == 0, (quantity, rendered.faults)
+    for wrong in ("10GB", "10Gx", "1..5", "Gi", "1 Gi", "1KI", "''"):
+        assert render(container(resources={"limits": {"cpu": wrong.strip("'")}})).code == 1, wrong
+
+
 def test_every_spelling_of_its_own_port_is_its_own(render):
     for port in ("0x232A", "+9002", "!!int 9002"):
         overlay = f"spec: {{template: {{spec: {{containers: [{{name: {CONTAINER}, ports: [{{containerPort: {port}, name: x}}]}}]}}}}}}"
@@ -359,8 +400,9 @@ def test_an_administrator_opens_fields_by_name(render):
     secret = container(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}])
     opened = render(secret, "--allow-overlay", path + "containers.env.valueFrom.secretKeyRef")
     assert opened.faults == [] and opened.container["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "a"
-    assert render(overlay, "--allow-overlay", "deployment.spec.template.spec.host").code == 1, "a whole name"
-    assert render(overlay, "--allow-overlay", "service." + path).code == 1, "of that object"
+    for wrong in ("deployment.spec.template.spec.host", "service.spec.template", "deployment.", "deployment", "", "Deployment.spec", path + "hostNetwork ", "pdb.spec"):
+        refused = render(overlay, "--allow-overlay", wrong)
+        assert refused.code == 2 and "--allow-overlay" in "".join(refused.faults), wrong
 
 
 # ---- what is wrong

@@ -171,12 +171,28 @@ def test_a_broken_overlay_leaves_what_runs_and_says_where_and_why(house, control
         assert house.condition("OverlayApplied")["status"] == "False"
         assert house.spec()["replicas"] == 3
         assert house.one("service")["spec"]["sessionAffinity"] == "None", "no part of it"
+    # Who breaks an overlay does not keep what is edited or deleted by hand from being put back.
+    deployment = house.one()["metadata"]["name"]
+    house.gateways.kubectl("set", "image", f"deployment/{deployment}", f"{CONTAINER}=evil:1")
+    until(lambda: house.picker()["image"] != "evil:1", within=MADE_S, what="the image is put back")
+    house.gateways.kubectl("delete", "deployment", deployment)
+    until(lambda: [made["spec"]["replicas"] for made in house.made("deployment")] == [3], within=MADE_S, what="as the last good overlay has it")
     controller.close()
     until(control().is_listed, within=10, what="another one has seen all of it")
     holds(lambda: house.spec()["replicas"] == 3, over=2, what="what runs, after a restart too")
     house.overlay(deployment={"spec": {"replicas": 4}})
     until(lambda: house.spec()["replicas"] == 4, within=MADE_S, what="it is mended")
     until(lambda: house.condition("OverlayApplied")["status"] == "True", within=MADE_S, what="and its status says so")
+
+
+def test_an_overlay_s_name_that_cannot_be_one_leaves_the_last_in_force(house, control):
+    control()
+    house.overlay(deployment={"spec": {"replicas": 3}})
+    house.pools.apply(pool_v1({OVERLAY: "shape"}))
+    until(lambda: house.one()["spec"]["replicas"] == 3, within=MADE_S, what="it is applied")
+    house.pools.annotate("inferencepool/pool", **{OVERLAY: "shape/"})
+    until(lambda: house.condition("SettingsValid")["status"] == "False", within=MADE_S, what="it is told")
+    holds(lambda: house.spec()["replicas"] == 3, over=2, what="the last valid one")
 
 
 def test_a_pool_that_begins_with_a_broken_overlay_gets_the_default(house, control):

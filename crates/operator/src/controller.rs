@@ -376,7 +376,7 @@ impl Controller {
             let (Work::Picker(id) | Work::Models(id)) = &work;
             let what =
                 if matches!(work, Work::Picker(_)) { "its picker is" } else { "its models' status is" };
-            tracing::warn!(pool = %id, retry_in = ?wait, "{what} not as it should be: {error}");
+            tracing::warn!(pool = %id, retry_in = ?wait, "{what} not as it should be: {}", reconcile::said(&error));
         }
         self.failed.insert(work, Failed { times: times.saturating_add(1), again: Instant::now() + wait });
     }

@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use crate::render::PickerObjects;
 use document::Wrong;
+use schema::Form;
 
 /// One of a picker's objects that an overlay can reshape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +118,8 @@ struct Patch {
     affinity_is_open: bool,
 }
 
+/// Longer than any overlay that was meant, and short enough that the API server takes the object.
+const VALUE_BYTES_MAX: usize = 128 * 1024;
 const AFFINITY: &str = "deployment.spec.template.spec.affinity";
 const KEPT_AWAY: [&str; 6] = [
     "spec",
@@ -140,6 +143,13 @@ impl Overlay {
         }
         let (mut parts, mut faults) = (Vec::new(), Vec::new());
         for entry in &overlay.entries {
+            if entry.value.len() > VALUE_BYTES_MAX {
+                let what = format!("it is {} bytes long", entry.value.len());
+                let expected = format!("at most {VALUE_BYTES_MAX}");
+                let place = Place { line: 1, column: 1 };
+                faults.push(fault(&entry.key, Wrong { place, field: String::new(), what, expected }));
+                continue;
+            }
             match Patch::read(entry, allowed) {
                 Ok(patch) => parts.extend(patch),
                 Err(wrong) => faults.extend(wrong.into_iter().map(|wrong| fault(&entry.key, wrong))),
@@ -163,6 +173,40 @@ impl Overlay {
         }
         if faults.is_empty() { Ok(reshaped) } else { Err(faults) }
     }
+}
+
+/// A field that an administrator opens, `deployment.spec.template.spec.hostNetwork`: lists are passed through, and whatever is below a
+/// map of the writer's keys is a key.
+///
+/// # Errors
+/// There is no such field.
+pub fn field_path(path: &str) -> Result<String, String> {
+    let mut words = path.split('.');
+    let key = words.next().unwrap_or_default();
+    let part = Part::of_key(key).filter(|part| part.key() == key).ok_or_else(|| {
+        "expected a field such as deployment.spec.template.spec.hostNetwork, of deployment, service or \
+         podDisruptionBudget"
+            .to_owned()
+    })?;
+    let mut fields = schema::fields(part.object());
+    let (mut walked, mut is_field) = (key.to_owned(), false);
+    for word in words {
+        let Some(field) = fields.and_then(|fields| fields.get(word)) else {
+            return Err(format!("{walked} has no field `{word}`"));
+        };
+        walked = format!("{walked}.{word}");
+        is_field = true;
+        let mut form = &field.form;
+        while let Form::List(of) = form {
+            form = of;
+        }
+        match form {
+            Form::Object(name) => fields = schema::fields(name),
+            Form::Map(_) => return Ok(path.to_owned()),
+            _ => fields = None,
+        }
+    }
+    if is_field { Ok(path.to_owned()) } else { Err(format!("{key} is all of it: name a field of it")) }
 }
 
 /// What is wrong with an overlay whose text is sound, as faults of the file that it is in.

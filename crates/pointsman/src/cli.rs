@@ -188,7 +188,7 @@ pub(crate) struct Check {
     #[arg(short, long = "file", value_name = "PATH", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// A field that the controller is told to let overlays set, as there; repeatable.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = operator::overlay::field_path)]
     pub(crate) allow_overlay: Vec<String>,
 }
 
@@ -255,17 +255,27 @@ pub(crate) enum Whose {
     SelfHosted,
 }
 
+/// A name as namespaces have it (RFC 1123).
+fn namespace(name: &str) -> Result<String, String> {
+    let is_inner = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-';
+    let fits = (1..=63).contains(&name.len()) && name.chars().all(is_inner);
+    if fits && !name.starts_with('-') && !name.ends_with('-') {
+        return Ok(name.to_owned());
+    }
+    Err("expected 1 to 63 of a-z, 0-9 and -, and - neither first nor last".to_owned())
+}
+
 /// How the controller makes pickers.
 #[derive(Args)]
 pub(crate) struct Pickers {
     /// The namespace of Envoy Gateway, where pickers run.
-    #[arg(long, value_name = "NAMESPACE", default_value = "envoy-gateway-system")]
+    #[arg(long, value_name = "NAMESPACE", default_value = "envoy-gateway-system", value_parser = namespace)]
     pub(crate) gateway_namespace: String,
     /// The image of pickers.
-    #[arg(long, value_name = "IMAGE", default_value = concat!("pointsman:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, value_name = "IMAGE", default_value = concat!("pointsman:", env!("CARGO_PKG_VERSION")), value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) epp_image: String,
     /// A field that overlays may set though it is closed to them, as deployment.spec.template.spec.hostNetwork; repeatable.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = operator::overlay::field_path)]
     pub(crate) allow_overlay: Vec<String>,
     /// Pickers take part in upstream's conformance suite.
     #[arg(long)]

@@ -35,6 +35,8 @@ pub(super) struct Means {
     pub(super) settings: Settings,
     pub(super) metrics: Arc<ControllerMetrics>,
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
+    /// Of each pool the overlay that was in force last, by its name.
+    good: Mutex<HashMap<PoolId, (String, Overlay)>>,
     /// Pools that brought their own picker when they were looked at last.
     self_hosted: Mutex<HashSet<PoolId>>,
 }
@@ -69,14 +71,23 @@ enum Shape {
     Shared(Value),
     Default,
     Reshaped(Box<PickerObjects>),
-    /// Why not, in lines.
-    Broken(Subject, Vec<String>),
+    /// Why not, in lines; with the last good one, where that is known.
+    Broken(Subject, Vec<String>, Option<Box<PickerObjects>>),
+    /// Nobody knows: why.
+    Unjudged(String),
     Missing(String),
 }
 
 impl Means {
     pub(super) fn new(client: Client, settings: Settings, metrics: Arc<ControllerMetrics>) -> Means {
-        Means { client, settings, metrics, told: Mutex::default(), self_hosted: Mutex::default() }
+        Means {
+            client,
+            settings,
+            metrics,
+            told: Mutex::default(),
+            good: Mutex::default(),
+            self_hosted: Mutex::default(),
+        }
     }
 
     /// # Errors
@@ -104,6 +115,7 @@ impl Means {
     async fn take_away(&self, job: &Job) -> Result<(), Error> {
         self.told.lock().remove(&job.id);
         self.self_hosted.lock().remove(&job.id);
+        self.good.lock().remove(&job.id);
         if job.live.is_empty() {
             return Ok(());
         }
@@ -171,13 +183,32 @@ impl Means {
         let resolved = PoolPolicy::resolve(&pool.annotations, None);
         let settings = self.judge_settings(known, &resolved.faults, facts).await?;
         let default = render::render(&pool.id, pool.version, &self.settings.options);
-        let shape = match &resolved.policy.epp_overlay {
-            Some(name) => self.shape(&pool.id, name, &default, job).await?,
+        let is_unreadable = resolved.faults.iter().any(|fault| fault.key == resources::OVERLAY);
+        let (mut unjudged, mut name) = (None, resolved.policy.epp_overlay.clone());
+        if is_unreadable {
+            name = self.good.lock().get(&job.id).map(|(name, _)| name.clone());
+        }
+        let shape = match &name {
+            Some(name) => match self.shape(&pool.id, name, &default, job).await {
+                Ok(shape) => shape,
+                Err(error) => {
+                    let why = format!("the overlay {name} could not be judged: {}", said(&error));
+                    unjudged = Some(error);
+                    Shape::Unjudged(why)
+                }
+            },
+            // It was never read: what runs may have a shape that nobody knows.
+            None if is_unreadable => {
+                Shape::Unjudged(format!("the annotation {} cannot be read", resources::OVERLAY))
+            }
             None if self.settings.shared_picker => {
                 Shape::Shared(shared::service(&pool.id, &self.settings.options))
             }
             None => Shape::Default,
         };
+        if name.is_none() && !is_unreadable {
+            self.good.lock().remove(&job.id);
+        }
         let overlay = self.judge_overlay(known, &shape, facts).await?;
         let applied = self.apply(job, &default, &shape).await;
         let is_shared = matches!(shape, Shape::Shared(_));
@@ -195,7 +226,7 @@ impl Means {
         if let Some(entries) = entries {
             self.write_status(known, entries).await?;
         }
-        applied
+        unjudged.map_or(applied, Err)
     }
 
     /// What is wrong with the annotations.
@@ -258,14 +289,15 @@ impl Means {
         });
         let parsed = pool::parse(name, &document.to_string()).ok();
         let Some(overlay) = parsed.and_then(|manifest| manifest.overlays.into_iter().next()) else {
-            return Ok(Shape::Broken(subject, vec!["it cannot be read".to_owned()]));
+            return Ok(self.broken(subject, vec!["it cannot be read".to_owned()], id, default));
         };
-        let reshaped =
-            Overlay::read(&overlay, &self.settings.allow_overlay).and_then(|overlay| overlay.apply(default));
-        let reshaped = match reshaped {
-            Ok(reshaped) => reshaped,
+        let read = Overlay::read(&overlay, &self.settings.allow_overlay)
+            .and_then(|overlay| overlay.apply(default).map(|reshaped| (overlay, reshaped)));
+        let (overlay, reshaped) = match read {
+            Ok(read) => read,
             Err(faults) => {
-                return Ok(Shape::Broken(subject, faults.iter().map(ToString::to_string).collect()));
+                let lines = faults.iter().map(ToString::to_string).collect();
+                return Ok(self.broken(subject, lines, id, default));
             }
         };
         // The API server knows more than a schema says.
@@ -281,13 +313,21 @@ impl Means {
                     {
                         let line =
                             format!("{}: the API server rejects it: {}", data_key(kind), status.message);
-                        return Ok(Shape::Broken(subject, vec![line]));
+                        return Ok(self.broken(subject, vec![line], id, default));
                     }
                     _ => return Err(error),
                 }
             }
         }
+        self.good.lock().insert(id.clone(), (name.to_owned(), overlay));
         Ok(Shape::Reshaped(Box::new(reshaped)))
+    }
+
+    /// The overlay is not used; the last good one is.
+    fn broken(&self, subject: Subject, lines: Vec<String>, id: &PoolId, default: &PickerObjects) -> Shape {
+        let good = self.good.lock().get(id).map(|(_, overlay)| overlay.clone());
+        let last = good.and_then(|overlay| overlay.apply(default).ok()).map(Box::new);
+        Shape::Broken(subject, lines, last)
     }
 
     async fn judge_overlay(
@@ -312,13 +352,16 @@ impl Means {
                 );
                 (false, "OverlayMissing", message, None)
             }
-            Shape::Broken(config_map, lines) => {
+            Shape::Unjudged(why) => {
+                (false, "OverlayNotJudged", format!("{why}; what runs stays, and it is tried again"), None)
+            }
+            Shape::Broken(config_map, lines, _) => {
                 let of = format!("ConfigMap {}/{}", config_map.namespace, config_map.name);
                 let message = format!("{of}: {}; no part of it is used", lines.join("\n"));
                 (false, "InvalidOverlay", message, Some(config_map))
             }
         };
-        if !holds {
+        if !holds && !matches!(shape, Shape::Unjudged(_)) {
             let fact = Fact { severity: Severity::Warning, reason, message: message.clone() };
             if status::message(known.pool.version, &known.status, kind) != Some(&message) {
                 if let Some(config_map) = config_map {
@@ -335,13 +378,14 @@ impl Means {
     async fn apply(&self, job: &Job, default: &PickerObjects, shape: &Shape) -> Result<(), Error> {
         let own = match shape {
             Shape::Shared(service) => return self.leave_to_shared(job, default, service).await,
-            Shape::Reshaped(reshaped) => reshaped,
-            Shape::Default | Shape::Broken(..) | Shape::Missing(_) => default,
+            Shape::Reshaped(reshaped) | Shape::Broken(_, _, Some(reshaped)) => reshaped,
+            Shape::Default | Shape::Broken(_, _, None) | Shape::Unjudged(_) | Shape::Missing(_) => default,
         };
+        let is_unknown = matches!(shape, Shape::Broken(_, _, None) | Shape::Unjudged(_));
         for object in own.in_order() {
             let Some(kind) = kind_of(object) else { continue };
             let live = job.live.get(&kind);
-            let stays = matches!(shape, Shape::Broken(..)) && kind.is_open() && live.is_some();
+            let stays = is_unknown && kind.is_open() && live.is_some();
             // What is asked of the installation's picker goes on there until this one serves.
             let waits = kind == Kind::Service && !own_is_ready(job) && selects(live, &shared::selector());
             if !stays && !waits {
@@ -427,7 +471,8 @@ impl Means {
 fn ready(job: &Job, is_shared: bool, applied: &Result<(), Error>) -> Condition {
     let kind = "PickerReady";
     if let Err(error) = applied {
-        return Condition { kind, holds: false, reason: "ApplyFailed", message: error.to_string() };
+        let message = format!("the API server refused an object of the picker: {}", said(error));
+        return Condition { kind, holds: false, reason: "ApplyFailed", message };
     }
     if if is_shared { job.shared_is_ready } else { own_is_ready(job) } {
         return Condition { kind, holds: true, reason: "PodsReady", message: "a picker is ready".to_owned() };
@@ -481,6 +526,14 @@ fn data_key(kind: Kind) -> &'static str {
         Kind::Service => "service",
         Kind::PodDisruptionBudget => "podDisruptionBudget",
         _ => "deployment",
+    }
+}
+
+/// What the API server said, or why it said nothing.
+pub(super) fn said(error: &Error) -> String {
+    match error {
+        Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! An overlay's text as the object that it is a part of: every field known, every value of its type, every place kept.
 
+use std::collections::HashSet;
+
 use pool::yaml::{Node, Place, Scalar, Value as Yaml};
 use serde_json::{Map, Number, Value};
 
@@ -58,7 +60,29 @@ impl Reader {
     }
 
     fn object(&mut self, entries: &[(pool::yaml::Key, Node)], fields: &Fields) -> Value {
+        for (key, node) in entries {
+            if let Some(merge) = fields.get(&key.name).and_then(|field| field.merge.as_deref()) {
+                self.field.push(key.name.clone());
+                self.once_each(node, merge);
+                self.field.pop();
+            }
+        }
         self.map(entries, |name| fields.get(name).map(|field| &field.form))
+    }
+
+    /// Of a list that is merged by a key each is there once: the API server cannot read another.
+    fn once_each(&mut self, list: &Node, merge: &str) {
+        let Yaml::List(items) = &list.value else { return };
+        let mut seen = HashSet::new();
+        for item in items {
+            let Yaml::Mapping(fields) = &item.value else { continue };
+            let Some((_, key)) = fields.iter().find(|(key, _)| key.name == merge) else { continue };
+            if let Yaml::Scalar { text, .. } = &key.value
+                && !seen.insert(text)
+            {
+                self.say(key.place, format!("a second one with {merge} {text}"), "each once");
+            }
+        }
     }
 
     fn map<'f>(
@@ -103,14 +127,30 @@ impl Reader {
 fn scalar_of(text: &str, scalar: Scalar, form: &Form) -> Option<Value> {
     let string = || Value::String(text.to_owned());
     match (form, scalar) {
-        (Form::String | Form::Quantity | Form::IntOrString, Scalar::String) => Some(string()),
-        (Form::Integer | Form::IntOrString, Scalar::Number) => {
-            number(text).filter(Number::is_i64).map(Value::Number)
-        }
+        (Form::String | Form::IntOrString, Scalar::String) => Some(string()),
+        (Form::Integer | Form::IntOrString, Scalar::Number) => number(text).filter(is_i32).map(Value::Number),
+        (Form::Quantity, Scalar::String) if is_quantity(text) => Some(string()),
         (Form::Quantity, Scalar::Number) => number(text).map(Value::Number),
         (Form::Boolean, Scalar::Boolean) => Some(Value::Bool(text.eq_ignore_ascii_case("true"))),
         _ => None,
     }
+}
+
+/// Kubernetes wraps what is larger, and says nothing.
+fn is_i32(number: &Number) -> bool {
+    number.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+}
+
+/// Whether Kubernetes reads it: a number, and a unit or an exponent (`resource.ParseQuantity`).
+fn is_quantity(text: &str) -> bool {
+    const UNITS: [&str; 16] =
+        ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let text = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let end = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let is_number = number.contains(|char: char| char.is_ascii_digit()) && number.matches('.').count() <= 1;
+    let exponent = unit.strip_prefix(['e', 'E']).is_some_and(|exponent| exponent.parse::<i16>().is_ok());
+    is_number && (UNITS.contains(&unit) || exponent)
 }
 
 /// The number that a scalar is.
@@ -140,7 +180,7 @@ fn any(node: &Node) -> Value {
 fn in_words(form: &Form) -> &'static str {
     match form {
         Form::String => "a string, in quotes where it looks like something else",
-        Form::Integer => "a whole number",
+        Form::Integer => "a whole number of 32 bits",
         Form::Boolean => "true or false",
         Form::Quantity => "a quantity such as 500m or 4Gi",
         Form::IntOrString => "a whole number or a string",

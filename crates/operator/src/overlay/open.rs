@@ -123,22 +123,28 @@ const POD_DISRUPTION_BUDGET: Open = Fields(&[
 
 /// Domains whose labels and annotations mean something to the cluster, a mesh, a cloud or us: whoever sets them gets identities,
 /// networks, sidecars or other pods' traffic.
-const RESERVED_DOMAINS: [&str; 24] = [
+const RESERVED_DOMAINS: [&str; 52] = [
     "kubernetes.io",
     "k8s.io",
+    "x-k8s.io",
     "pointsman.dev",
     "envoyproxy.io",
     "istio.io",
     "linkerd.io",
     "cncf.io",
+    "cni.io",
     "cilium.io",
+    "io.cilium",
+    "io.cilium.k8s",
     "projectcalico.org",
     "tigera.io",
     "antrea.io",
     "ovn.org",
     "openshift.io",
     "amazonaws.com",
+    "k8s.aws",
     "azure.com",
+    "azure.workload.identity",
     "gke.io",
     "google.com",
     "googleapis.com",
@@ -148,9 +154,37 @@ const RESERVED_DOMAINS: [&str; 24] = [
     "cert-manager.io",
     "spiffe.io",
     "kuma.io",
+    "dapr.io",
+    "opentelemetry.io",
+    "datadoghq.com",
+    "dynatrace.com",
+    "newrelic.com",
+    "instana.io",
+    "banzaicloud.io",
+    "banzaicloud.com",
+    "1password.io",
+    "1password.com",
+    "tumblr.com",
+    "nginx.com",
+    "nginx.org",
+    "openservicemesh.io",
+    "kyverno.io",
+    "gatekeeper.sh",
+    "v1.multus-cni.io",
+    "multus-cni.io",
+    "tailscale.com",
+    "getambassador.io",
+    "skupper.io",
+    "ngrok.com",
 ];
+/// Parts of names by which injectors of any domain are told what to put into a pod.
+const ASKS_INJECTORS: [&str; 4] = ["inject", "sidecar", "image", "proxy"];
 /// Labels without a domain by which Services find their pods.
-const SELECTED_BY: [&str; 13] = [
+const SELECTED_BY: [&str; 17] = [
+    "gateway-name",
+    "instance",
+    "istio",
+    "svc",
     "app",
     "app-name",
     "application",
@@ -166,10 +200,44 @@ const SELECTED_BY: [&str; 13] = [
     "pod-template-hash",
 ];
 /// Beginnings of variables that decide whom the picker speaks to and whom it trusts.
-const RESERVED_VARIABLES: [&str; 8] =
-    ["KUBERNETES_", "KUBECONFIG", "SSL_CERT_", "SSLKEYLOGFILE", "LD_", "POD_", "HOSTALIASES", "RES_OPTIONS"];
-/// Where nothing of the writer's may be mounted: the account's token lies below /var/run.
-const RESERVED_PATHS: [&str; 8] = ["/var/run", "/run", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin"];
+const RESERVED_VARIABLES: [&str; 12] = [
+    "KUBERNETES_",
+    "KUBECONFIG",
+    "SSL_CERT_",
+    "SSLKEYLOGFILE",
+    "LD_",
+    "POD_",
+    "HOSTALIASES",
+    "RES_OPTIONS",
+    "LOCALDOMAIN",
+    "GCONV_PATH",
+    "GLIBC_TUNABLES",
+    "PATH",
+];
+/// Where nothing of the writer's may be mounted: the program lies there, what it is linked with in other images, or, below
+/// /var/run, the account's token.
+const RESERVED_PATHS: [&str; 20] = [
+    "/pointsman",
+    "/var/run",
+    "/run",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/etc",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/app",
+    "/opt",
+    "/root",
+    "/home",
+    "/boot",
+    "/nix",
+];
 
 fn is_reserved_domain(key: &str) -> bool {
     let Some((domain, _)) = key.split_once('/') else { return false };
@@ -182,16 +250,39 @@ fn label(key: &str) -> Option<&'static str> {
     if key.starts_with("inference-pool") {
         return Some("it says whose picker this is");
     }
-    let selects = is_reserved_domain(key) || SELECTED_BY.contains(&key);
+    let bare = key.to_ascii_lowercase();
+    let selects = is_reserved_domain(key)
+        || SELECTED_BY.contains(&bare.as_str())
+        || bare.rsplit('/').next().is_some_and(|name| name.contains("inject"));
     selects.then_some("Services and policies select pods by it")
 }
 
 fn pod_annotation(key: &str) -> Option<&'static str> {
-    is_reserved_domain(key).then_some("it may carry privileges of the cluster's, a mesh's or a cloud's")
+    let name = key.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    // Container runtimes know names such as `io.katacontainers.config.…`, with dots and without a domain.
+    let to_runtime = !key.contains('/') && key.contains('.');
+    let reserved =
+        is_reserved_domain(key) || to_runtime || ASKS_INJECTORS.iter().any(|word| name.contains(word));
+    reserved.then_some("it may carry privileges of the cluster's, a mesh's, an injector's or a cloud's")
 }
 
 fn service_annotation(key: &str) -> Option<&'static str> {
-    let published = key.starts_with("external-dns.") || key.starts_with("service.cilium.io/");
+    const PUBLISHERS: [&str; 13] = [
+        "external-dns.",
+        "service.cilium.io/",
+        "io.cilium/",
+        "tailscale.com/",
+        "getambassador.io/",
+        "consul.hashicorp.com/",
+        "networking.istio.io/",
+        "multicluster.x-k8s.io/",
+        "multicluster.openshift.io/",
+        "skupper.io/",
+        "ngrok.com/",
+        "k8s.ngrok.com/",
+        "cloud.google.com/neg",
+    ];
+    let published = PUBLISHERS.iter().any(|publisher| key.starts_with(publisher));
     let ours = key.starts_with("pointsman.dev/") || key.starts_with("gateway.envoyproxy.io/");
     if published {
         Some("it publishes the Service beyond the cluster")
@@ -213,9 +304,10 @@ fn mount_path(path: &str) -> Option<&'static str> {
     if !path.starts_with('/')
         || path.split('/').any(|part| part == ".." || part == ".")
         || path.contains("//")
+        || path.contains(':')
     {
-        Some("it is not an absolute path without `.`, `..` and `//`")
-    } else if path.trim_end_matches('/').is_empty() || RESERVED_PATHS.iter().any(below) {
+        Some("it is not an absolute path without `.`, `..`, `//` and `:`")
+    } else if matches!(path.trim_end_matches('/'), "" | "/var") || RESERVED_PATHS.iter().any(below) {
         Some("the picker's own files and its account's token lie there")
     } else {
         None

@@ -24,10 +24,18 @@ pub fn picker(id: &PoolId) -> String {
 /// The text as a label value: itself where that is possible, else its beginning and the hash of the whole.
 #[must_use]
 pub fn label(text: &str) -> String {
-    if text.len() <= LONGEST {
+    if text.len() <= LONGEST && !looks_cut(text) {
         return text.to_owned();
     }
     format!("{}-{}", cut(text, LONGEST - 1 - HASH_DIGITS), hash(text))
+}
+
+/// Whether it could be what another text was cut to.
+fn looks_cut(text: &str) -> bool {
+    let hash = text.len() == LONGEST && text.is_ascii();
+    hash && text[LONGEST - HASH_DIGITS - 1..].strip_prefix('-').is_some_and(|hash| {
+        hash.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
+    })
 }
 
 /// The name of the Event of that fact about the object: the same fact has the same name.
@@ -66,6 +74,15 @@ mod tests {
         // Changed, they would leave every picker of an installation behind.
         assert_eq!(name("default", "qwen-pool"), "epp-qwen-pool-0cc0dc07217c");
         assert_eq!(label("qwen-pool"), "qwen-pool");
+    }
+
+    #[test]
+    fn a_name_that_looks_like_a_cut_one_is_not_its() {
+        let long = "a".repeat(70);
+        let (cut, its_twin) = (label(&long), label(&label(&long)));
+        assert_eq!((cut.len(), its_twin.len()), (63, 63));
+        assert_ne!(cut, its_twin);
+        assert_eq!(label(&"a".repeat(63)), "a".repeat(63));
     }
 
     #[test]
