@@ -163,6 +163,7 @@ def test_a_broken_overlay_leaves_what_runs_and_says_where_and_why(house, control
         ("spec: {template: {spec: {hostNetwork: true}}}", "hostNetwork: it is not open"),
         ("spec: [", "deployment:1:"),
         (f"spec: {{template: {{spec: {{containers: [{{name: {CONTAINER}, resources: {{requests: {{cpu: 5}}, limits: {{cpu: 1}}}}}}]}}}}}}", "the API server rejects it"),
+        ("spec:\n  replicas: -1", "deployment:2:3: spec.replicas: the API server rejects it: Invalid value: -1"),
     ]:
         house.pools.kubectl("patch", "configmap", "shape", "--type=merge", "-p", json.dumps({"data": {"deployment": broken, "service": "spec: {sessionAffinity: ClientIP}"}}))
         until(lambda said=said: said in house.condition("OverlayApplied").get("message", ""), within=MADE_S, what=f"the status says {said}")

@@ -59,7 +59,7 @@ def test_the_chart_makes_what_is_printed():
     cases = (
         ((), ()),
         (("--pickers", "managed"), ("pickers=managed",)),
-        (("--allow-overlay", "deployment.a.b", "--allow-overlay", "service.c"), ("allowOverlay={deployment.a.b,service.c}",)),
+        (("--allow-overlay", "deployment.spec.paused", "--allow-overlay", "service.spec.type"), ("allowOverlay={deployment.spec.paused,service.spec.type}",)),
         (("--gateway-namespace", "edge", "--epp-image", "r/p:1"), ("gatewayNamespace=edge", "image=r/p:1")),
         (("--epp-mode", "shared", "--log", "debug"), ("eppMode=shared", "log=debug")),
     )

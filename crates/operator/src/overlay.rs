@@ -175,6 +175,18 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// Where it speaks of a field of that object, as the API server writes fields (`spec.containers[0].image`): data key, line, column of
+    /// the field or of what it is in. None where it says nothing of the object.
+    #[must_use]
+    pub fn locate(&self, part: Part, field: &str) -> Option<(&str, u32, u32)> {
+        let patch = self.parts.iter().find(|patch| patch.part == part)?;
+        let words = field.split('.').map(|word| word.split('[').next().unwrap_or_default().to_owned());
+        let place = place_of(&patch.document, &words.collect::<Vec<_>>());
+        Some((&patch.key, place.line, place.column))
+    }
+}
+
 /// A field that an administrator opens, `deployment.spec.template.spec.hostNetwork`: lists are passed through, and whatever is below a
 /// map of the writer's keys is a key.
 ///

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, ValidationDirective,
 };
+use kube::core::Status;
 use kube::{Client, Error};
 use parking_lot::Mutex;
 use pool::{FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion};
@@ -17,7 +18,7 @@ use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
 use super::live::{Kind, Live, covers};
 use super::status::{self, Condition};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Part};
 use crate::render::{self, PickerObjects, names, shared};
 use crate::resources;
 
@@ -311,9 +312,7 @@ impl Means {
                     Error::Api(status)
                         if CLIENT_ERRORS.contains(&status.code) && status.code != TOO_MANY_REQUESTS =>
                     {
-                        let line =
-                            format!("{}: the API server rejects it: {}", data_key(kind), status.message);
-                        return Ok(self.broken(subject, vec![line], id, default));
+                        return Ok(self.broken(subject, rejections(status, kind, &overlay), id, default));
                     }
                     _ => return Err(error),
                 }
@@ -521,11 +520,27 @@ fn kind_of(object: &Value) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| object["kind"] == kind.resource().kind)
 }
 
-fn data_key(kind: Kind) -> &'static str {
+/// What the API server has against an object, each where the overlay says it.
+fn rejections(status: &Status, kind: Kind, overlay: &Overlay) -> Vec<String> {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let located = causes.filter(|cause| !cause.field.is_empty()).filter_map(|cause| {
+        let (key, line, column) = overlay.locate(part_of(kind), &cause.field)?;
+        let (field, message) = (&cause.field, &cause.message);
+        Some(format!("{key}:{line}:{column}: {field}: the API server rejects it: {message}"))
+    });
+    let located: Vec<String> = located.collect();
+    if !located.is_empty() {
+        return located;
+    }
+    let key = part_of(kind).key();
+    vec![format!("{key}:1:1: the API server rejects it: {}", status.message)]
+}
+
+fn part_of(kind: Kind) -> Part {
     match kind {
-        Kind::Service => "service",
-        Kind::PodDisruptionBudget => "podDisruptionBudget",
-        _ => "deployment",
+        Kind::Service => Part::Service,
+        Kind::PodDisruptionBudget => Part::PodDisruptionBudget,
+        _ => Part::Deployment,
     }
 }
 
