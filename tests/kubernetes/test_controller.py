@@ -88,9 +88,12 @@ def test_a_pool_of_v1alpha2_too_and_one_of_v1_rules(house, control):
     control()
     house.pools.apply(pool_v1alpha2())
     assert "--pool-group=inference.networking.x-k8s.io" in house.picker()["args"]
+    ours = lambda: [one for one in house.pool("xinfpool").get("status", {}).get("parent", []) if one["parentRef"]["kind"] == "Deployment"]
+    until(ours, within=MADE_S, what="its status says how it went")
     house.pools.apply(pool_v1())
     until(lambda: "--pool-group=inference.networking.k8s.io" in house.picker()["args"], within=MADE_S, what="v1 rules")
     until(lambda: house.events("ShadowedByV1"), within=MADE_S, what="that is told")
+    until(lambda: not ours(), within=MADE_S, what="and its status says nothing of a picker any more")
     assert len(house.made("deployment")) == 1
     house.pools.kubectl("delete", "inferencepools.inference.networking.k8s.io", "pool")
     until(lambda: "--pool-group=inference.networking.x-k8s.io" in house.picker()["args"], within=MADE_S, what="the other is left")

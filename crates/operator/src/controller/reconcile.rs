@@ -102,6 +102,10 @@ impl Means {
             let fact = Fact { severity: Severity::Warning, reason: "ShadowedByV1", message };
             self.tell_once(&job.id, &shadowed.subject, &fact).await?;
             facts.insert(fact);
+            // What was true while it ruled.
+            if let Some(entries) = status::without(shadowed.pool.version, &shadowed.status) {
+                self.write_status(shadowed, entries).await?;
+            }
         }
         let outcome = if job.brings_picker {
             self.leave_to(job, known).await
