@@ -9,7 +9,7 @@ import httpx
 
 from harness.pointsman import Pointsman, command
 
-READY = re.compile(r"ready metrics=(\S+:\d+)\n")
+READY = re.compile(r"ready metrics=(\S+:\d+) extension=(\S+:\d+)\n")
 
 
 class Controller(Pointsman):
@@ -18,6 +18,7 @@ class Controller(Pointsman):
     def __init__(self, folder: Path, kubeconfig: object, gateway_namespace: str, *arguments: object) -> None:
         self.log_file = folder / f"controller-{time.monotonic_ns()}.log"
         named = ("--kubeconfig", kubeconfig, "--gateway-namespace", gateway_namespace, "--metrics-port", "0")
+        named += () if "--extension-port" in arguments else ("--extension-port", "0")
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 command("controller", "--bind", "127.0.0.1", *named, *arguments),
@@ -28,7 +29,7 @@ class Controller(Pointsman):
         line = self._first_line()
         ready = READY.fullmatch(line)
         assert ready, f"it is not ready: {line!r}\n{self.log()}"
-        self.admin = f"http://{ready.group(1)}"
+        self.admin, self.extension = f"http://{ready.group(1)}", ready.group(2)
         self.client = httpx.Client(base_url=self.admin, timeout=30, trust_env=False)
 
     def standing(self) -> str:

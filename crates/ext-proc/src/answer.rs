@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::message::BodyMode;
-use crate::protobuf::{Segments, Writer};
+use protobuf::{Segments, Writer};
 
 /// Which way a part goes: each kind of answer has a number for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use inference::AnswerKind;
 
 use crate::answer::HeaderChanges;
 use crate::message::{HeaderMap, Metadata, MetadataValue};
-use crate::protobuf::Malformed;
+use protobuf::Malformed;
 
 /// Where a request is to go: the header that says so, and the key in metadata.
 pub const DESTINATION: &str = "x-gateway-destination-endpoint";

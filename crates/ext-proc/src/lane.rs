@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::message::BodyMode;
-use crate::protobuf::Segments;
+use protobuf::Segments;
 
 /// Longest part of a body in one answer, in bytes: the protocol advises 64 KiB for the message around it.
 pub const CHUNK_BYTES_MAX: usize = 62_000;

@@ -35,7 +35,6 @@ mod head;
 mod lane;
 mod machine;
 pub mod message;
-pub mod protobuf;
 
 pub use answer::Immediate;
 pub use head::{

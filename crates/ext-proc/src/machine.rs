@@ -9,7 +9,7 @@ use crate::answer::{self, BodyChange, Changes, Direction, Immediate, ModeOverrid
 use crate::head::{AnswerHead, DESTINATION, Head, NAMESPACE};
 use crate::lane::{Lane, Owed};
 use crate::message::{self, BodyMode, Headers, Message, Metadata, Part, Protocol};
-use crate::protobuf::{Malformed, Segments};
+use protobuf::{Malformed, Segments};
 
 /// One HTTP request on its way through Envoy.
 ///

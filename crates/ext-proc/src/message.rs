@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::protobuf::{self, Fields, Malformed};
+use protobuf::{self, Fields, Malformed};
 
 /// One message from Envoy.
 #[derive(Clone, Debug, Default)]

@@ -19,12 +19,12 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
 use ext_proc::answer::{self, BodyChange, Changes, Direction, ModeOverride};
 use ext_proc::message::{BodyMode, Message, Part};
-use ext_proc::protobuf::Malformed;
 use ext_proc::{Immediate, Machine, Segments};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use prost::Message as _;
+use protobuf::Malformed;
 
 /// Few enough that maps meet the keys that are asked for, and each other.
 const WORDS: [&str; 3] = ["envoy.lb", "x-gateway-destination-endpoint-served", ""];

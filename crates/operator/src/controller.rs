@@ -58,6 +58,17 @@ pub enum Pickers {
     SelfHosted,
 }
 
+impl Pickers {
+    /// Whether a pool has its own picker, by whether the Service that it names is there.
+    pub(crate) fn brings_its_own(self, is_there: bool) -> bool {
+        match self {
+            Pickers::Auto => is_there,
+            Pickers::Managed => false,
+            Pickers::SelfHosted => true,
+        }
+    }
+}
+
 /// What the controller was told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -351,11 +362,7 @@ impl Controller {
         let is_there = named.is_some_and(|picker| {
             self.services.objects().contains_key(&(id.namespace.clone(), picker.name.clone()))
         });
-        let brings_picker = match self.pickers {
-            Pickers::Auto => is_there,
-            Pickers::Managed => false,
-            Pickers::SelfHosted => true,
-        };
+        let brings_picker = self.pickers.brings_its_own(is_there);
         let shared_is_ready =
             self.shared.as_ref().is_some_and(|shared| shared.objects().values().any(|ready| *ready));
         Job { id: id.clone(), pool, shadowed, live: live.collect(), brings_picker, shared_is_ready }

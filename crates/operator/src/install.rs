@@ -14,6 +14,9 @@ pub const NAMESPACE: &str = "pointsman-system";
 const NAME: &str = "pointsman-controller";
 /// Where the controller's admin door is.
 const METRICS_PORT: u16 = 9090;
+/// Where it answers Envoy Gateway and Envoys.
+const EXTENSION_PORT: u16 = 5005;
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// How the controller is to run.
@@ -29,6 +32,12 @@ pub struct Installation {
     pub shared_picker: bool,
     /// Flags besides those that this says already.
     pub arguments: Vec<String>,
+}
+
+/// The name by which the controllers of that namespace are reached.
+#[must_use]
+pub fn discovery_host(namespace: &str) -> String {
+    format!("{NAME}.{namespace}.svc")
 }
 
 impl Installation {
@@ -101,6 +110,7 @@ impl Installation {
             "--leader-elect".to_owned(),
             format!("--gateway-namespace={}", self.options.gateway_namespace),
             format!("--epp-image={}", self.options.epp_image),
+            format!("--discovery-address={}:{EXTENSION_PORT}", discovery_host(&self.namespace)),
         ];
         if self.options.conformance {
             arguments.push("--conformance".to_owned());
@@ -138,7 +148,10 @@ impl Installation {
                             "name": "controller",
                             "image": self.options.epp_image,
                             "args": arguments,
-                            "ports": [{ "name": "http-metrics", "containerPort": METRICS_PORT, "protocol": "TCP" }],
+                            "ports": [
+                                { "name": "http-metrics", "containerPort": METRICS_PORT, "protocol": "TCP" },
+                                { "name": "grpc-extension", "containerPort": EXTENSION_PORT, "protocol": "TCP" },
+                            ],
                             "livenessProbe": probe("/healthz", 10, 3),
                             "readinessProbe": probe("/readyz", 2, 1),
                             "resources": {
@@ -161,7 +174,10 @@ impl Installation {
             "spec": {
                 "type": "ClusterIP",
                 "selector": selector(),
-                "ports": [{ "name": "http-metrics", "port": METRICS_PORT, "protocol": "TCP", "targetPort": "http-metrics", "appProtocol": "http" }],
+                "ports": [
+                    { "name": "http-metrics", "port": METRICS_PORT, "protocol": "TCP", "targetPort": "http-metrics", "appProtocol": "http" },
+                    { "name": "grpc-extension", "port": EXTENSION_PORT, "protocol": "TCP", "targetPort": "grpc-extension", "appProtocol": "kubernetes.io/h2c" },
+                ],
             },
         })
     }
@@ -232,6 +248,9 @@ fn cluster_role() -> Value {
         json!({ "apiGroups": groups, "resources": ["inferencepools/status"], "verbs": ["patch"] }),
         json!({ "apiGroups": [groups[1]], "resources": ["inferencemodels/status"], "verbs": ["patch"] }),
         json!({ "apiGroups": [""], "resources": ["configmaps", "services"], "verbs": read }),
+        // What its answers to Envoy Gateway and Envoys are made of.
+        json!({ "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read }),
+        json!({ "apiGroups": [GATEWAY_API], "resources": ["gatewayclasses", "gateways", "httproutes"], "verbs": read }),
         json!({ "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] }),
         json!({ "apiGroups": [RBAC], "resources": ["rolebindings", "roles"], "verbs": make }),
     ];

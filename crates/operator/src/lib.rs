@@ -7,9 +7,11 @@
 mod client;
 mod controller;
 pub mod crds;
+mod gateway_source;
 pub mod install;
 mod lease;
 pub mod overlay;
+mod pods;
 mod pool_source;
 mod pools_source;
 pub mod render;
@@ -18,6 +20,7 @@ mod watch;
 
 pub use client::{ClientError, connect};
 pub use controller::{Controller, Pickers, Settings};
+pub use gateway_source::GatewaySource;
 pub use kube::Client;
 pub use lease::Election;
 pub use pool_source::PoolSource;

@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use director::{Declaration, Director};
 use kube::api::{DynamicObject, ObjectMeta};
-use kube::core::{NotUsed, Object};
 use kube::runtime::watcher;
 use kube::{Api, Client, api::ApiResource};
 use pool::{Catalog, Declared, InferencePool, Manifest, Pod, PoolId, PoolVersion};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::pods::{PodObject, read_pod};
 use crate::resources;
 use crate::watch::{Change, Collection};
 
@@ -31,25 +30,6 @@ pub struct PoolSource {
     related: [Collection<DynamicObject, Manifest>; 3],
     /// What was said of objects that are not used.
     told: BTreeSet<String>,
-}
-
-/// The part of a Pod that is read.
-pub(crate) type PodObject = Object<NotUsed, PodStatus>;
-
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PodStatus {
-    #[serde(rename = "podIP")]
-    pod_ip: Option<String>,
-    #[serde(default)]
-    conditions: Vec<PodCondition>,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-struct PodCondition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
 }
 
 impl PoolSource {
@@ -196,15 +176,4 @@ pub(crate) fn read(mut object: DynamicObject) -> Manifest {
     );
     let text = serde_json::to_string(&object).unwrap_or_default();
     pool::parse(&name, &text).unwrap_or_else(Manifest::from)
-}
-
-pub(crate) fn read_pod(object: PodObject) -> Pod {
-    let PodStatus { pod_ip, conditions } = object.status.unwrap_or_default();
-    let is_ready = conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
-    Pod {
-        ready: is_ready && object.metadata.deletion_timestamp.is_none(),
-        address: pod_ip.filter(|ip| !ip.is_empty()).map(Arc::from),
-        active_ports: object.metadata.annotations.and_then(|mut all| all.remove(Pod::ACTIVE_PORTS)),
-        name: object.metadata.name.unwrap_or_default(),
-    }
 }

@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use director::{Declaration, Director};
+use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::watcher;
-use kube::{Client, api::ObjectMeta};
 use pool::{Catalog, Declared, InferencePool, Manifest, Pod, PoolId, PoolVersion};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::pool_source::{GATHER, PodObject, read, read_pod, wait_until};
+use crate::pods::{Labelled, PodObject, read_labelled};
+use crate::pool_source::{GATHER, read, wait_until};
 use crate::resources;
 use crate::watch::{Change, Collection, Key};
 
@@ -30,12 +31,6 @@ pub struct PoolsSource {
     served: BTreeMap<PoolId, BTreeSet<String>>,
     /// What was said of objects that are not used, by namespace.
     told: BTreeMap<String, BTreeSet<String>>,
-}
-
-/// A pod and what selectors see of it.
-struct Labelled {
-    labels: BTreeMap<String, String>,
-    pod: Pod,
 }
 
 impl PoolsSource {
@@ -122,7 +117,7 @@ impl PoolsSource {
     }
 
     fn pools_in<'s>(&'s self, namespace: &'s str) -> impl Iterator<Item = &'s InferencePool> {
-        let manifests = self.pools.iter().flat_map(move |pools| of(pools, namespace));
+        let manifests = self.pools.iter().flat_map(move |pools| pools.of_namespace(namespace));
         manifests.flat_map(|manifest| &manifest.pools)
     }
 
@@ -130,7 +125,8 @@ impl PoolsSource {
         let marked = std::mem::take(&mut self.marked);
         let namespaces: BTreeSet<&str> = marked.iter().map(|id| id.namespace.as_str()).collect();
         for namespace in namespaces {
-            let objects = self.pools.iter().chain(&self.related).flat_map(|kind| of(kind, namespace));
+            let objects =
+                self.pools.iter().chain(&self.related).flat_map(|kind| kind.of_namespace(namespace));
             let declared = pool::assemble(objects);
             self.tell_unused(namespace, &declared);
             for id in marked.iter().filter(|id| id.namespace == namespace) {
@@ -141,7 +137,7 @@ impl PoolsSource {
 
     fn take_one(&mut self, id: &PoolId, declared: &Declared, director: &Arc<Director>) {
         if let Some(pool) = declared.pool(id) {
-            let pods = of(&self.pods, &id.namespace).filter(|pod| pod.is_selected(pool));
+            let pods = self.pods.of_namespace(&id.namespace).filter(|pod| pod.is_selected(pool));
             let pods: Vec<&Pod> = pods.map(|labelled| &labelled.pod).collect();
             self.served.insert(id.clone(), pods.iter().map(|pod| pod.name.clone()).collect());
             let endpoints = pool.pod_endpoints(pods);
@@ -196,25 +192,4 @@ fn of_namespace(change: Change<Manifest>) -> Concerned {
         Change::Any => Concerned::All,
         Change::Nothing => Concerned::Nobody,
     }
-}
-
-/// The objects of a namespace.
-fn of<'c, K, V>(all: &'c Collection<K, V>, namespace: &'c str) -> impl Iterator<Item = &'c V>
-where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let there = all.objects().range((namespace.to_owned(), String::new())..);
-    there.take_while(move |((other, _), _)| other == namespace).map(|(_, object)| object)
-}
-
-impl Labelled {
-    fn is_selected(&self, pool: &InferencePool) -> bool {
-        pool.selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
-    }
-}
-
-fn read_labelled(mut object: PodObject) -> Labelled {
-    let ObjectMeta { labels, .. } = &mut object.metadata;
-    let labels = labels.take().unwrap_or_default();
-    Labelled { labels, pod: read_pod(object) }
 }

@@ -21,6 +21,21 @@ pub(crate) fn pools(version: PoolVersion) -> ApiResource {
     }
 }
 
+/// HTTPRoutes.
+pub(crate) fn routes() -> ApiResource {
+    gateway_api("HTTPRoute", "httproutes")
+}
+
+fn gateway_api(kind: &str, plural: &str) -> ApiResource {
+    ApiResource {
+        group: "gateway.networking.k8s.io".to_owned(),
+        version: "v1".to_owned(),
+        api_version: "gateway.networking.k8s.io/v1".to_owned(),
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
 /// InferenceModels.
 pub(crate) fn models() -> ApiResource {
     ApiResource::erase::<kinds::InferenceModel>(&())

@@ -103,6 +103,12 @@ where
         &self.objects
     }
 
+    /// Those of a namespace.
+    pub(crate) fn of_namespace<'s>(&'s self, namespace: &'s str) -> impl Iterator<Item = &'s V> {
+        let there = self.objects.range((namespace.to_owned(), String::new())..);
+        there.take_while(move |((other, _), _)| other == namespace).map(|(_, object)| object)
+    }
+
     /// Whether it was asked for, with whatever outcome.
     pub(crate) fn is_tried(&self) -> bool {
         self.state != State::New

@@ -6,10 +6,10 @@ use std::pin::pin;
 use bytes::Bytes;
 use director::{Exchange, Reason};
 use ext_proc::message::Metadata;
-use ext_proc::protobuf::{Fields, Malformed};
 use ext_proc::{NAMESPACE, SERVED};
 use grpc::{Broken, Call, Code, Status};
 use http::StatusCode;
+use protobuf::{Fields, Malformed};
 use tokio_util::sync::CancellationToken;
 
 use crate::parked::Parked;

@@ -225,9 +225,12 @@ pub(crate) struct Controller {
     /// The admin door: /metrics, /healthz, /readyz, /log; port 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     pub(crate) metrics_port: u16,
-    /// For Envoy Gateway's extension server, which is not built yet.
-    #[arg(long, value_name = "PORT", hide = true)]
-    pub(crate) extension_port: Option<u16>,
+    /// The hooks of Envoy Gateway, and the endpoints that its Envoys ask for; port 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 5005)]
+    pub(crate) extension_port: u16,
+    /// Where Envoys reach --extension-port; by default the Service of the printed installation.
+    #[arg(long, value_name = "HOST:PORT", value_parser = discovery_address)]
+    pub(crate) discovery_address: Option<(String, u16)>,
     /// How to reach the API server; without it by the service account of the pod.
     #[arg(long, value_name = "PATH")]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -253,6 +256,17 @@ pub(crate) enum Whose {
     Managed,
     /// The pool's.
     SelfHosted,
+}
+
+/// A host, by name or address, and a port.
+fn discovery_address(text: &str) -> Result<(String, u16), String> {
+    let expected = || "expected HOST:PORT, an IPv6 address as [ADDR]:PORT".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_name = |char: char| char.is_ascii_alphanumeric() || char == '.' || char == '-';
+    let fits = bare.parse::<std::net::IpAddr>().is_ok() || (!bare.is_empty() && bare.chars().all(is_name));
+    let port = port.parse().ok().filter(|port| *port != 0);
+    port.filter(|_| fits).map(|port| (bare.to_owned(), port)).ok_or_else(expected)
 }
 
 /// A name as namespaces have it (RFC 1123).

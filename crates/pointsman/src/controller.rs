@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::ValueEnum as _;
+use envoy_gateway::{Endpoints, ExtensionServer, Known, Setting};
 use operator::install::{self, Installation};
-use operator::{Client, Election, Pickers, Settings};
+use operator::{Client, Election, GatewaySource, Pickers, Settings};
 use serde_json::json;
 use telemetry::ControllerMetrics;
 use telemetry::admin::{self, Subject};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Controller, EppMode, LogFormat, Whose};
 use crate::listen;
@@ -21,10 +24,14 @@ use crate::shutdown::Signals;
 const LEASE: &str = "pointsman-controller";
 /// How many controllers a printed installation holds.
 const REPLICAS: u8 = 2;
+/// A whole translation, as `maxMessageSize` of Envoy Gateway's extension manager has it: about 1.1 KB a route.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// The controller as the admin door shows it.
 struct Program {
     standing: watch::Receiver<Standing>,
+    /// Whether Envoy Gateway can be answered.
+    answers: watch::Receiver<bool>,
     log: LogControl,
 }
 
@@ -71,12 +78,11 @@ fn arguments(flags: &Controller) -> Vec<String> {
 
 /// Runs until SIGTERM or ctrl-c. Nothing is to be drained: what it made stays, and the next one goes on from there.
 pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<()> {
-    if flags.extension_port.is_some() {
-        tracing::info!("--extension-port has no meaning yet and is passed over: Envoy Gateway is not served");
-    }
     let client = operator::connect(flags.kubeconfig.as_deref()).await?;
     let listener = listen::bind(SocketAddr::from((flags.bind, flags.metrics_port)), "--metrics-port", false)?;
-    let address = listener.local_addr()?;
+    let extension_listener =
+        listen::bind(SocketAddr::from((flags.bind, flags.extension_port)), "--extension-port", false)?;
+    let (address, extension_address) = (listener.local_addr()?, extension_listener.local_addr()?);
     let mut signals = Signals::listen()?;
     let settings = Settings {
         options: flags.made.options(),
@@ -91,9 +97,16 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
     let (tell_standing, standing) = watch::channel(Standing::Waits);
     let metrics = Arc::new(ControllerMetrics::default());
     let page = Arc::clone(&metrics);
-    let admin = admin::serve(listener, page, Arc::new(Program { standing, log }), std::future::pending());
+    let (tell_answers, answers) = watch::channel(false);
+    let program = Program { standing, answers: answers.clone(), log };
+    let admin = admin::serve(listener, page, Arc::new(program), std::future::pending());
+    let source = GatewaySource::new(&client, settings.pickers, &settings.options.gateway_namespace);
+    let discovery = flags.discovery_address.clone();
+    let discovery =
+        discovery.unwrap_or_else(|| (install::discovery_host(install::NAMESPACE), extension_address.port()));
+    let extension = extension(source, extension_listener, Setting { discovery }, tell_answers, answers);
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "ready metrics={address}")?;
+    writeln!(stdout, "ready metrics={address} extension={extension_address}")?;
     stdout.flush()?;
     let mut election = flags.leader_elect.then(|| {
         let namespace = &flags.made.gateway_namespace;
@@ -103,11 +116,36 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
         signal = signals.next() => tracing::info!(signal, "stopping: pickers go on"),
         () = lead(client, &settings, &metrics, election.as_mut(), &tell_standing) => {}
         ended = admin => ended?,
+        ended = extension => ended?,
     }
     if let Some(election) = &mut election {
         election.release().await;
     }
     Ok(())
+}
+
+/// Answers Envoy Gateway and its Envoys, for ever, from when everything was listed once: until then they wait.
+async fn extension(
+    source: GatewaySource,
+    listener: TcpListener,
+    setting: Setting,
+    tell_listed: watch::Sender<bool>,
+    mut listed: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let (tell_known, known) = watch::channel(Arc::new(Known::default()));
+    let (tell_endpoints, endpoints) = watch::channel(Arc::new(Endpoints::new()));
+    let server = ExtensionServer::new(setting, known, endpoints);
+    let settings = grpc::Settings { message_bytes_max: MESSAGE_BYTES_MAX, ..grpc::Settings::default() };
+    let serve = async {
+        // Whoever tells of it goes on for ever.
+        let _ = listed.wait_for(|listed| *listed).await;
+        let server = grpc::Server::new(Arc::new(server), settings, None);
+        server.serve(listener, CancellationToken::new(), std::time::Duration::ZERO).await
+    };
+    tokio::select! {
+        () = source.run(tell_known, tell_endpoints, tell_listed) => Ok(()),
+        ended = serve => ended.map(drop),
+    }
 }
 
 /// Works whenever this one leads, for ever.
@@ -148,8 +186,8 @@ fn identity() -> String {
 
 impl Subject for Program {
     fn ready(&self) -> Result<(), String> {
-        // Who waits is as ready as it will be.
-        if *self.standing.borrow() == Standing::Lists {
+        // Who waits to lead is as ready as it will be.
+        if *self.standing.borrow() == Standing::Lists || !*self.answers.borrow() {
             Err("not everything was listed yet".into())
         } else {
             Ok(())

@@ -7,8 +7,12 @@
 //! - Stricter than protobuf in two points that no serializer has need of: an embedded message must come in one piece
 //!   (protobuf would merge two), and groups are refused.
 
+mod message;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
+
+pub use message::Message;
 
 /// One message as it goes out: what we wrote, and slices of what came in.
 pub type Segments = SmallVec<[Bytes; 2]>;
@@ -251,6 +255,14 @@ impl Writer {
     #[must_use]
     pub fn continuing(written: Vec<u8>) -> Writer {
         Writer { written, beside: 0 }
+    }
+
+    /// What `write` writes.
+    #[must_use]
+    pub fn of(write: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut writer = Writer::default();
+        write(&mut writer);
+        writer.into_bytes()
     }
 
     /// An integer or an enum.

@@ -1,0 +1,68 @@
+//! What is known of the cluster beside what Envoy Gateway hands over.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use pool::PoolId;
+
+/// Namespace and name of an HTTPRoute.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// One of a rule's `backendRefs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// The pool that it names; none where it names anything else.
+    pub pool: Option<PoolId>,
+    /// Its share of the rule's requests.
+    pub weight: u32,
+}
+
+/// Whose picker a pool has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PickerOwner {
+    /// Pointsman's.
+    Ours,
+    /// The pool's own.
+    Pool {
+        /// Whether it is spoken to over TLS.
+        tls: bool,
+    },
+}
+
+/// What a translation needs to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// HTTPRoutes that name a pool: of each rule, in order, its backends.
+    pub routes: BTreeMap<RouteName, Vec<Vec<Backend>>>,
+    /// Of each pool whose picker it has.
+    pub pickers: BTreeMap<PoolId, PickerOwner>,
+}
+
+/// The endpoints behind each name that Envoy asks for ([`pool_name`], [`picker_name`]), in order.
+pub type Endpoints = BTreeMap<String, Arc<[(IpAddr, u16)]>>;
+
+/// The name under which a pool's endpoints are asked for.
+#[must_use]
+pub fn pool_name(id: &PoolId) -> String {
+    format!("pointsman/pool/{id}")
+}
+
+/// The name under which the endpoints of a pool's picker are asked for, and of the cluster that they are in.
+#[must_use]
+pub fn picker_name(id: &PoolId) -> String {
+    format!("pointsman/picker/{id}")
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}

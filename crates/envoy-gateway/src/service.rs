@@ -1,0 +1,174 @@
+//! The gRPC shell around it: Envoy Gateway's hooks (`envoygateway.extension.EnvoyGatewayExtension`) and Envoy's endpoint discovery.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use grpc::{Broken, Call, Code, Service, Status};
+use pool::Manifest;
+use protobuf::{Malformed, Message, Writer};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::discovery::{Subscriptions, is_about_endpoints};
+use crate::known::{Endpoints, Known};
+use crate::routes;
+use crate::stamp::StampedPool;
+use crate::translate::{Setting, Translated, Translation, translate};
+
+const EXTENSION: &str = "/envoygateway.extension.EnvoyGatewayExtension/";
+const DELTA_ENDPOINTS: &str = "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints";
+/// What is served.
+pub const PATHS: [&str; 2] = [EXTENSION, DELTA_ENDPOINTS];
+/// How long a translation waits for what is known to be what Envoy Gateway saw. It waits for us as long, with all of its Gateways.
+const IN_STEP_MAX: Duration = Duration::from_secs(2);
+
+/// The extension server of Envoy Gateway, and the discovery server of its Envoys.
+pub struct ExtensionServer {
+    setting: Setting,
+    known: watch::Receiver<Arc<Known>>,
+    endpoints: watch::Receiver<Arc<Endpoints>>,
+}
+
+impl ExtensionServer {
+    /// A server that answers by what is `known` at the moment. Not to be asked before anything is.
+    #[must_use]
+    pub fn new(
+        setting: Setting,
+        known: watch::Receiver<Arc<Known>>,
+        endpoints: watch::Receiver<Arc<Endpoints>>,
+    ) -> ExtensionServer {
+        ExtensionServer { setting, known, endpoints }
+    }
+
+    /// A hook: one request, one answer.
+    async fn hook(&self, name: &str, mut call: Call) {
+        let request = match call.next().await {
+            Ok(Some(request)) => request,
+            Ok(None) => return call.finish(&invalid("the request is missing")),
+            Err(broken) => return call.finish(&invalid(broken)),
+        };
+        let Some(answer) = self.answer(name, &request).await.transpose() else {
+            return call.finish(&Status::new(Code::Unimplemented, "no such hook here"));
+        };
+        match answer {
+            Ok(answer) => {
+                if call.send([Bytes::from(answer)]).await.is_ok() {
+                    call.finish(&Status::ok());
+                }
+            }
+            Err(malformed) => {
+                tracing::error!("{name}: what Envoy Gateway sent cannot be read: {malformed}");
+                call.finish(&invalid(malformed));
+            }
+        }
+    }
+
+    /// What a hook is answered; none where there is no such hook.
+    ///
+    /// # Errors
+    /// When the request is not what that hook asks.
+    pub async fn answer(&self, hook: &str, request: &Bytes) -> Result<Option<Vec<u8>>, Malformed> {
+        match hook {
+            "PostTranslateModify" => self.translate(request).await.map(Some),
+            "PostRouteModify" => stamp(request).map(Some),
+            // An empty answer leaves things as they are.
+            "PostClusterModify"
+            | "PostEndpointsModify"
+            | "PostVirtualHostModify"
+            | "PostHTTPListenerModify" => Ok(Some(Vec::new())),
+            _ => Ok(None),
+        }
+    }
+
+    async fn translate(&self, request: &Bytes) -> Result<Vec<u8>, Malformed> {
+        let asked = Translation::read(request)?;
+        let mut known = self.known.clone();
+        let deadline = Instant::now() + IN_STEP_MAX;
+        loop {
+            let now = Arc::clone(&known.borrow_and_update());
+            let Translated { translation, behind, faults } = translate(&asked, &now, &self.setting);
+            let is_in_step = behind.is_empty();
+            if !is_in_step && matches!(timeout_at(deadline, known.changed()).await, Ok(Ok(()))) {
+                continue;
+            }
+            for route in &behind {
+                tracing::warn!(
+                    %route,
+                    "Envoy Gateway found other pools for the HTTPRoute than are known here after {IN_STEP_MAX:?}: its pools \
+                     share evenly until it is translated again; is the API server's watch behind, or this controller's rights too few?"
+                );
+            }
+            faults.iter().for_each(|fault| tracing::error!("left out of Envoy's configuration: {fault}"));
+            return Ok(translation.write());
+        }
+    }
+
+    /// Tells an Envoy of endpoints, until it leaves.
+    async fn discover(&self, mut call: Call) {
+        let mut endpoints = self.endpoints.clone();
+        let mut subscriptions = Subscriptions::default();
+        loop {
+            let now = Arc::clone(&endpoints.borrow_and_update());
+            if let Some(answer) = subscriptions.answer(&now)
+                && call.send([Bytes::from(answer)]).await.is_err()
+            {
+                return;
+            }
+            tokio::select! {
+                request = call.next() => match request {
+                    Ok(Some(request)) if is_about_endpoints(&request) => match subscriptions.take(&request) {
+                        Ok(None) => {}
+                        Ok(Some(why)) => tracing::error!("an Envoy refuses the endpoints that it was told: {why}"),
+                        Err(malformed) => return call.finish(&invalid(malformed)),
+                    },
+                    Ok(Some(_)) => return call.finish(&invalid("endpoints alone are told here")),
+                    Ok(None) => return call.finish(&Status::ok()),
+                    Err(Broken::Http2(_)) => return,
+                    Err(broken) => return call.finish(&invalid(broken)),
+                },
+                changed = endpoints.changed() => if changed.is_err() {
+                    return call.finish(&Status::new(Code::Unavailable, "the controller stops"));
+                },
+            }
+        }
+    }
+}
+
+impl Service for ExtensionServer {
+    async fn serve(&self, call: Call) {
+        let path = call.path().to_owned();
+        match path.strip_prefix(EXTENSION) {
+            Some(hook) => self.hook(hook, call).await,
+            None if path == DELTA_ENDPOINTS => self.discover(call).await,
+            None => call.finish(&Status::new(Code::Unimplemented, "no such method here")),
+        }
+    }
+}
+
+/// PostRouteModify: leaves in the route which pools were found for it.
+fn stamp(request: &Bytes) -> Result<Vec<u8>, Malformed> {
+    const ROUTE: u32 = 1;
+    const CONTEXT: u32 = 2;
+    const EXTENSION_RESOURCES: u32 = 1;
+    const UNSTRUCTURED_BYTES: u32 = 1;
+    let request = Message::parse(request)?;
+    let mut pools: Vec<StampedPool> = Vec::new();
+    for resource in request.message(CONTEXT)?.all(EXTENSION_RESOURCES) {
+        let object = Message::parse(&resource)?.text(UNSTRUCTURED_BYTES);
+        let manifest = pool::parse("Envoy Gateway's InferencePool", &object).unwrap_or_else(Manifest::from);
+        for pool in &manifest.pools {
+            let pool = StampedPool::from(pool);
+            if pools.iter().all(|there| there.id() != pool.id()) {
+                pools.push(pool);
+            }
+        }
+    }
+    let Some(route) = request.bytes(ROUTE).filter(|_| !pools.is_empty()) else { return Ok(Vec::new()) };
+    let stamped = routes::stamped(&route, &pools)?;
+    Ok(Writer::of(|answer| answer.bytes(ROUTE, stamped)))
+}
+
+fn invalid(why: impl ToString) -> Status {
+    Status::new(Code::InvalidArgument, why.to_string())
+}

@@ -1,0 +1,242 @@
+//! A translation that Envoy Gateway asked for, with pools put into it, as Envoy's own definitions read it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use envoy_gateway::{Backend, Known, PickerOwner, RouteName, Setting, Translated, Translation, translate};
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{Route, RouteConfiguration};
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::ext_proc_per_route::Override;
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::{ExtProcPerRoute, ExternalProcessor};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::google::protobuf::Any;
+use pool::PoolId;
+use prost::Message as _;
+
+const FILTER: &str = "envoy.filters.http.ext_proc/pointsman";
+
+fn capture() -> Translation {
+    let bytes = Bytes::from_static(include_bytes!("captures/translation.bin"));
+    Translation::read(&bytes).unwrap()
+}
+
+fn pool(name: &str, weight: u32) -> Backend {
+    Backend { pool: Some(PoolId::new("default", name)), weight }
+}
+
+/// What tests/captures/resources.yaml says.
+fn known() -> Known {
+    let route = |name: &str| RouteName { namespace: "default".into(), name: name.into() };
+    let canary = vec![
+        vec![pool("qwen-pool", 90), pool("llama-pool", 10)],
+        vec![Backend { pool: None, weight: 3 }, pool("llama-pool", 1)],
+        vec![pool("nowhere", 1), pool("qwen-pool", 4)],
+    ];
+    Known {
+        routes: [(route("sole"), vec![vec![pool("qwen-pool", 1)]]), (route("canary"), canary)].into(),
+        pickers: [(PoolId::new("default", "llama-pool"), PickerOwner::Pool { tls: true })].into(),
+    }
+}
+
+fn translated(known: &Known) -> Translated {
+    let setting = Setting { discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005) };
+    translate(&capture(), known, &setting)
+}
+
+/// How the filter is for a route or an entry.
+fn filter(configs: &std::collections::HashMap<String, Any>) -> String {
+    let Some(any) = configs.get(FILTER) else { return "no picker".into() };
+    assert!(any.type_url.ends_with("ExtProcPerRoute"));
+    let Some(Override::Overrides(it)) = ExtProcPerRoute::decode(&*any.value).unwrap().r#override else {
+        panic!()
+    };
+    let service = format!("{:?}", it.grpc_service.unwrap());
+    let cluster = service.split("cluster_name: \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let mode = it.processing_mode.unwrap();
+    let open = if it.failure_mode_allow.unwrap().value { "open" } else { "close" };
+    format!(
+        "asks {cluster}, fails {open}, bodies {:?}/{:?}",
+        mode.request_body_mode(),
+        mode.response_body_mode()
+    )
+}
+
+fn route(it: &Route, view: &mut String) {
+    let action = match it.action.as_ref() {
+        Some(Action::Route(action)) => action,
+        other => return writeln!(view, "  {}: {other:?}", it.name).unwrap(),
+    };
+    let retries =
+        action.retry_policy.as_ref().map(|policy| policy.num_retries.as_ref().map_or(1, |it| it.value));
+    let timeout = action.timeout.as_ref().map(|timeout| timeout.seconds);
+    let replay = it.request_body_buffer_limit.as_ref().map(|limit| limit.value);
+    writeln!(view, "  {}: retries {retries:?}, timeout {timeout:?} s, replay {replay:?} bytes", it.name)
+        .unwrap();
+    match action.cluster_specifier.as_ref().unwrap() {
+        ClusterSpecifier::Cluster(cluster) => {
+            writeln!(view, "    {cluster}: {}", filter(&it.typed_per_filter_config)).unwrap();
+        }
+        ClusterSpecifier::WeightedClusters(all) => {
+            for entry in &all.clusters {
+                let weight = entry.weight.as_ref().unwrap().value;
+                writeln!(view, "    {weight} {}: {}", entry.name, filter(&entry.typed_per_filter_config))
+                    .unwrap();
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn cluster(it: &Cluster, view: &mut String) {
+    let text = format!("{it:?}");
+    let endpoints = it.eds_cluster_config.as_ref().map_or("", |config| &config.service_name);
+    let ours = if text.contains("DeltaGrpc") || text.contains("pointsman/discovery") {
+        "ours"
+    } else {
+        "Envoy Gateway's"
+    };
+    let policies = it.load_balancing_policy.iter().flat_map(|policy| &policy.policies);
+    let policies = policies.map(|policy| policy.typed_extension_config.as_ref().unwrap().name.as_str());
+    let policies: Vec<_> = policies.map(|name| name.rsplit('.').next().unwrap()).collect();
+    let breakers = it.circuit_breakers.iter().flat_map(|it| &it.thresholds);
+    let limits = breakers.map(|it| {
+        (it.max_connections.as_ref().map(|it| it.value), it.max_requests.as_ref().map(|it| it.value))
+    });
+    let limits: Vec<_> = limits.collect();
+    let options: BTreeMap<_, _> = it.typed_extension_protocol_options.iter().collect();
+    let http2 = options.values().any(|any| {
+        use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+        format!("{:?}", HttpProtocolOptions::decode(&*any.value).unwrap()).contains("Http2ProtocolOptions(")
+    });
+    let tls = it.transport_socket.is_some();
+    let checks = it.health_checks.len();
+    writeln!(
+        view,
+        "  {}: endpoints {endpoints:?} of {ours}, by {policies:?}, limits {limits:?}, http2 {http2}, tls {tls}, health checks {checks}",
+        it.name
+    )
+    .unwrap();
+}
+
+fn listener(it: &Listener, view: &mut String) {
+    let chains = it.filter_chains.iter().chain(&it.default_filter_chain);
+    for filter in chains.flat_map(|chain| &chain.filters) {
+        use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType::TypedConfig;
+        let Some(TypedConfig(any)) = &filter.config_type else { continue };
+        let manager = HttpConnectionManager::decode(&*any.value).unwrap();
+        let filters = manager.http_filters.iter().map(|filter| {
+            if filter.name == FILTER {
+                let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { panic!() };
+                let processor = ExternalProcessor::decode(&*any.value).unwrap();
+                assert_eq!(processor.max_message_timeout.unwrap().seconds, 3600);
+                assert!(filter.disabled);
+            }
+            filter.name.as_str()
+        });
+        writeln!(view, "  {}: {:?}", it.name, filters.collect::<Vec<_>>()).unwrap();
+    }
+}
+
+/// A translation in words.
+fn view(it: &Translation) -> String {
+    let mut view = String::new();
+    view.push_str("routes\n");
+    for bytes in &it.routes {
+        let configuration = RouteConfiguration::decode(&**bytes).unwrap();
+        let routes = configuration.virtual_hosts.iter().flat_map(|host| &host.routes);
+        routes.for_each(|it| route(it, &mut view));
+    }
+    view.push_str("clusters\n");
+    it.clusters.iter().for_each(|bytes| cluster(&Cluster::decode(&**bytes).unwrap(), &mut view));
+    view.push_str("listeners\n");
+    it.listeners.iter().for_each(|bytes| listener(&Listener::decode(&**bytes).unwrap(), &mut view));
+    view
+}
+
+#[test]
+fn pools_are_put_into_what_envoy_gateway_made() {
+    let made = translated(&known());
+    assert_eq!((made.faults, made.behind), (vec![], [].into()));
+    insta::assert_snapshot!("translated", view(&made.translation));
+}
+
+#[test]
+fn what_envoy_gateway_made() {
+    insta::assert_snapshot!("asked", view(&capture()));
+}
+
+#[test]
+fn what_names_no_pool_passes_byte_for_byte() {
+    let (asked, made) = (capture(), translated(&known()).translation);
+    let named = |bytes: &Bytes| RouteConfiguration::decode(&**bytes).unwrap().name;
+    let other = asked.routes.iter().zip(&made.routes).filter(|(asked, _)| named(asked) == "default/gw/other");
+    assert_eq!(other.map(|(asked, made)| assert_eq!(asked, made)).count(), 1);
+    let plain = |clusters: &[Bytes]| {
+        let plain =
+            clusters.iter().filter(|bytes| Cluster::decode(&***bytes).unwrap().name.contains("/plain/"));
+        plain.cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&asked.clusters), plain(&made.clusters));
+    assert_eq!(plain(&asked.clusters).len(), 1);
+    // Of a configuration with pools the other routes too.
+    let routes = |it: &Translation| {
+        let all =
+            it.routes.iter().flat_map(|bytes| RouteConfiguration::decode(&**bytes).unwrap().virtual_hosts);
+        let routes = all.flat_map(|host| host.routes).filter(|route| route.name.contains("/plain/"));
+        routes.collect::<Vec<_>>()
+    };
+    assert_eq!(routes(&asked), routes(&made));
+}
+
+#[test]
+fn nothing_of_a_stamp_is_left() {
+    for bytes in translated(&known()).translation.routes {
+        assert!(!bytes.windows(13).any(|window| window == b"pointsman.dev"));
+    }
+}
+
+#[test]
+fn the_same_is_made_of_the_same() {
+    assert_eq!(translated(&known()), translated(&known()));
+}
+
+#[test]
+fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
+    let mut known = known();
+    known.routes.retain(|name, _| name.name == "sole");
+    let made = translated(&known);
+    assert_eq!(made.behind.iter().map(ToString::to_string).collect::<Vec<_>>(), ["default/canary"]);
+    let view = view(&made.translation);
+    assert!(
+        view.contains("1 httproute/default/canary/rule/0/backend/0: asks pointsman/picker/default/qwen-pool"),
+        "{view}"
+    );
+    assert!(
+        view.contains(
+            "1 httproute/default/canary/rule/0/backend/1: asks pointsman/picker/default/llama-pool"
+        ),
+        "{view}"
+    );
+}
+
+#[test]
+fn what_cannot_be_read_loses_itself_alone() {
+    let mut asked = capture();
+    asked.clusters.push(Bytes::from_static(b"\xff\xff"));
+    asked.listeners.push(Bytes::from_static(b"\xff\xff"));
+    asked.routes.push(Bytes::from_static(b"\xff\xff"));
+    let setting = Setting { discovery: ("c".into(), 1) };
+    let made = translate(&asked, &known(), &setting);
+    assert_eq!(made.faults.len(), 2);
+    let sound = translate(&capture(), &known(), &setting).translation;
+    let of =
+        |all: &[Bytes]| all.iter().filter(|bytes| ***bytes != b"\xff\xff"[..]).cloned().collect::<Vec<_>>();
+    assert_eq!(of(&made.translation.routes), sound.routes);
+    assert_eq!(of(&made.translation.listeners), sound.listeners);
+    assert_eq!(of(&made.translation.clusters), sound.clusters);
+}

@@ -1,0 +1,355 @@
+//! What Envoy Gateway and its Envoys are answered by: the HTTPRoutes that name pools, whose picker each pool has, and where the
+//! endpoints of pools and of pickers are. Every replica of the controller knows it, whichever of them leads.
+//!
+//! Invariants
+//! - Nothing is published before all of it was listed once; from then on what is known stays in force while the API server is away.
+//! - A change is looked at where it matters: a pod at the pools that select it or did, a Service and its slices at the pools whose
+//!   picker they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use envoy_gateway::{Backend, Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::runtime::watcher;
+use kube::{Client, ResourceExt as _};
+use pool::{InferencePool, Manifest, Pod, PoolId, PoolVersion};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::controller::Pickers;
+use crate::pods::{Labelled, PodObject, read_labelled};
+use crate::pool_source::{GATHER, read, wait_until};
+use crate::render::names;
+use crate::resources;
+use crate::watch::{Change, Collection, Key};
+
+/// Where a picker serves, unless its pool says otherwise.
+const PICKER_PORT: u16 = 9002;
+/// The label by which slices name their Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// What a Service's port says that is spoken to in the clear.
+const CLEARTEXT: [&str; 3] = ["kubernetes.io/h2c", "grpc", "http"];
+
+/// Where that is learned.
+pub struct GatewaySource {
+    pickers: Pickers,
+    gateway_namespace: String,
+    routes: Collection<DynamicObject, Option<Rules>>,
+    pools: [Collection<DynamicObject, Manifest>; 2],
+    pods: Collection<PodObject, Labelled>,
+    services: Collection<Service, Ports>,
+    slices: Collection<EndpointSlice, Option<Slice>>,
+    /// To be looked at.
+    marked: BTreeSet<PoolId>,
+    /// Of each pool the names of its pods.
+    selected: BTreeMap<PoolId, BTreeSet<String>>,
+    known: Known,
+    endpoints: Endpoints,
+}
+
+/// Of each of an HTTPRoute's rules the backends.
+type Rules = Vec<Vec<Backend>>;
+/// A Service's ports: number, name, and whether it is spoken to over TLS.
+type Ports = Vec<(u16, String, bool)>;
+
+/// Ready endpoints of a Service.
+struct Slice {
+    service: String,
+    ports: Vec<(String, u16)>,
+    addresses: Vec<IpAddr>,
+}
+
+impl GatewaySource {
+    /// A source that has seen nothing yet; pickers of ours are in that namespace.
+    #[must_use]
+    pub fn new(client: &Client, pickers: Pickers, gateway_namespace: &str) -> Self {
+        let config = watcher::Config::default;
+        let dynamic = |resource: &ApiResource| Api::all_with(client.clone(), resource);
+        let pools = [PoolVersion::V1, PoolVersion::V1Alpha2].map(|version| {
+            let resource = resources::pools(version);
+            let what = format!("{}s ({})", resource.kind, resource.api_version);
+            Collection::new(what, dynamic(&resource), config(), read)
+        });
+        let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        let of_services = config().labels(SERVICE_NAME);
+        Self {
+            pickers,
+            gateway_namespace: gateway_namespace.to_owned(),
+            routes: Collection::new("HTTPRoutes".to_owned(), dynamic(&resources::routes()), config(), rules),
+            pools,
+            pods: Collection::new(
+                "Pods".to_owned(),
+                Api::all_with(client.clone(), &pods),
+                config(),
+                read_labelled,
+            ),
+            services: Collection::new("Services".to_owned(), Api::all(client.clone()), config(), ports),
+            slices: Collection::new(
+                "EndpointSlices".to_owned(),
+                Api::all(client.clone()),
+                of_services,
+                slice,
+            ),
+            marked: BTreeSet::new(),
+            selected: BTreeMap::new(),
+            known: Known::default(),
+            endpoints: Endpoints::new(),
+        }
+    }
+
+    /// Publishes what is known and each change of it, for ever. `listed` tells when all of it was listed once.
+    pub async fn run(
+        mut self,
+        known: watch::Sender<Arc<Known>>,
+        endpoints: watch::Sender<Arc<Endpoints>>,
+        listed: watch::Sender<bool>,
+    ) {
+        let mut due: Option<Instant> = None;
+        loop {
+            let [v1, v1alpha2] = &mut self.pools;
+            let change = tokio::select! {
+                change = self.routes.changed() => if change == Change::Nothing { Concerned::Nobody } else { Concerned::Routes },
+                change = v1.changed() => of_pool(change),
+                change = v1alpha2.changed() => of_pool(change),
+                change = self.pods.changed() => of(change, Concerned::Pod),
+                change = self.services.changed() => of(change, Concerned::Service),
+                change = self.slices.changed() => match change {
+                    Change::Set(key) => Concerned::Slice(key),
+                    Change::Gone((namespace, _), slice) => slice.map_or(Concerned::Nobody, |slice| {
+                        Concerned::Service((namespace, slice.service))
+                    }),
+                    Change::Any => Concerned::All,
+                    Change::Nothing => Concerned::Nobody,
+                },
+                () = wait_until(due) => {
+                    due = None;
+                    if self.is_ready() {
+                        self.take_in();
+                        publish(&known, &self.known);
+                        publish(&endpoints, &self.endpoints);
+                        listed.send_if_modified(|listed| !std::mem::replace(listed, true));
+                    }
+                    continue;
+                }
+            };
+            if !matches!(change, Concerned::Nobody) {
+                self.mark(change);
+                due = due.or_else(|| Some(Instant::now() + GATHER));
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.routes.has_answered()
+            && self.pools.iter().all(Collection::has_answered)
+            && self.pods.has_answered()
+            && self.services.has_answered()
+            && self.slices.has_answered()
+    }
+
+    fn mark(&mut self, change: Concerned) {
+        let ids: Vec<PoolId> = match change {
+            Concerned::Nobody => return,
+            Concerned::Routes => {
+                let routes = self.routes.objects().iter();
+                let named = routes.filter_map(|((namespace, name), rules)| {
+                    let route = RouteName { namespace: namespace.clone(), name: name.clone() };
+                    rules.clone().map(|rules| (route, rules))
+                });
+                self.known.routes = named.collect();
+                return;
+            }
+            Concerned::Pool(id) => vec![id],
+            Concerned::Pod((namespace, name)) => {
+                let pod = self.pods.objects().get(&(namespace.clone(), name.clone()));
+                let concerns = |pool: &&InferencePool| {
+                    pod.is_some_and(|pod| pod.is_selected(pool))
+                        || self.selected.get(&pool.id).is_some_and(|pods| pods.contains(&name))
+                };
+                self.pools_in(&namespace).filter(concerns).map(|pool| pool.id.clone()).collect()
+            }
+            Concerned::Service((namespace, name)) => self.whose_picker(&namespace, &name),
+            Concerned::Slice(key) => match self.slices.objects().get(&key) {
+                Some(Some(slice)) => self.whose_picker(&key.0, &slice.service),
+                _ => return,
+            },
+            Concerned::All => {
+                let keys = self.pools.iter().flat_map(|pools| pools.objects().keys());
+                let there = keys.map(|(namespace, name)| PoolId::new(namespace, name));
+                there.chain(self.selected.keys().cloned()).collect()
+            }
+        };
+        self.marked.extend(ids);
+    }
+
+    /// The pools whose picker is, or would be, behind that Service.
+    fn whose_picker(&self, namespace: &str, service: &str) -> Vec<PoolId> {
+        if namespace == self.gateway_namespace {
+            let all = self.pools.iter().flat_map(|pools| pools.objects().keys());
+            let all = all.map(|(namespace, name)| PoolId::new(namespace, name));
+            let named: Vec<PoolId> = all.filter(|id| names::picker(id) == service).collect();
+            if !named.is_empty() {
+                return named;
+            }
+        }
+        let names = |pool: &&InferencePool| pool.picker.as_ref().is_some_and(|picker| picker.name == service);
+        self.pools_in(namespace).filter(names).map(|pool| pool.id.clone()).collect()
+    }
+
+    fn pools_in<'s>(&'s self, namespace: &'s str) -> impl Iterator<Item = &'s InferencePool> {
+        let manifests = self.pools.iter().flat_map(move |pools| pools.of_namespace(namespace));
+        manifests.flat_map(|manifest| &manifest.pools)
+    }
+
+    fn take_in(&mut self) {
+        for id in std::mem::take(&mut self.marked) {
+            let key = (id.namespace.clone(), id.name.clone());
+            let found = self.pools.iter().find_map(|pools| pools.objects().get(&key)?.pools.first().cloned());
+            let Some(pool) = found else {
+                // One that is there and not sound leaves what is known as it is.
+                if !self.pools.iter().any(|pools| pools.objects().contains_key(&key)) {
+                    self.selected.remove(&id);
+                    self.known.pickers.remove(&id);
+                    self.endpoints.remove(&pool_name(&id));
+                    self.endpoints.remove(&picker_name(&id));
+                }
+                continue;
+            };
+            let pods = self.pods.of_namespace(&id.namespace).filter(|pod| pod.is_selected(&pool));
+            let pods: Vec<&Pod> = pods.map(|labelled| &labelled.pod).collect();
+            self.selected.insert(id.clone(), pods.iter().map(|pod| pod.name.clone()).collect());
+            let endpoints = pool.pod_endpoints(pods);
+            let endpoints = endpoints.iter().filter_map(|it| Some((it.host.parse().ok()?, it.port)));
+            self.endpoints.insert(pool_name(&id), endpoints.collect());
+            let (owner, addresses) = self.picker_of(&pool);
+            self.known.pickers.insert(id.clone(), owner);
+            self.endpoints.insert(picker_name(&id), addresses);
+        }
+    }
+
+    /// Whose picker the pool has, and where that is.
+    fn picker_of(&self, pool: &InferencePool) -> (PickerOwner, Arc<[(IpAddr, u16)]>) {
+        let named = pool.picker.as_ref().map(|picker| {
+            let ports = self.services.objects().get(&(pool.id.namespace.clone(), picker.name.clone()));
+            (picker, ports)
+        });
+        let is_there = matches!(named, Some((_, Some(_))));
+        if !self.pickers.brings_its_own(is_there) {
+            let service = names::picker(&pool.id);
+            let ports = self.services.objects().get(&(self.gateway_namespace.clone(), service.clone()));
+            let addresses = self.behind(&self.gateway_namespace, &service, ports, PICKER_PORT);
+            return (PickerOwner::Ours, addresses);
+        }
+        let Some((picker, ports)) = named else { return (PickerOwner::Pool { tls: true }, Arc::new([])) };
+        let number = picker.port.unwrap_or(PICKER_PORT);
+        let tls =
+            ports.into_iter().flatten().find(|(port, ..)| *port == number).is_none_or(|(_, _, tls)| *tls);
+        (PickerOwner::Pool { tls }, self.behind(&pool.id.namespace, &picker.name, ports, number))
+    }
+
+    /// What is ready behind that port of a Service.
+    fn behind(
+        &self,
+        namespace: &str,
+        service: &str,
+        ports: Option<&Ports>,
+        number: u16,
+    ) -> Arc<[(IpAddr, u16)]> {
+        let named = ports.into_iter().flatten().find(|(port, ..)| *port == number);
+        let Some((_, name, _)) = named else { return Arc::new([]) };
+        let slices = self.slices.of_namespace(namespace).flatten().filter(|slice| slice.service == service);
+        let endpoints = slices.flat_map(|slice| {
+            let target = slice.ports.iter().find(|(port, _)| port == name).map(|(_, number)| *number);
+            target
+                .into_iter()
+                .flat_map(|target| slice.addresses.iter().map(move |address| (*address, target)))
+        });
+        // One may be in two slices while it moves from one to the other.
+        endpoints.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
+/// Whom an event concerns.
+enum Concerned {
+    Nobody,
+    Routes,
+    Pool(PoolId),
+    Pod(Key),
+    Service(Key),
+    Slice(Key),
+    All,
+}
+
+fn of_pool(change: Change<Manifest>) -> Concerned {
+    of(change, |(namespace, name)| Concerned::Pool(PoolId::new(namespace, name)))
+}
+
+fn of<V>(change: Change<V>, one: impl FnOnce(Key) -> Concerned) -> Concerned {
+    match change {
+        Change::Set(key) | Change::Gone(key, _) => one(key),
+        Change::Any => Concerned::All,
+        Change::Nothing => Concerned::Nobody,
+    }
+}
+
+fn publish<T: Clone + PartialEq>(to: &watch::Sender<Arc<T>>, now: &T) {
+    to.send_if_modified(|published| {
+        let differs = **published != *now;
+        if differs {
+            *published = Arc::new(now.clone());
+        }
+        differs
+    });
+}
+
+/// The rules of an HTTPRoute; none where it names no pool.
+fn rules(route: DynamicObject) -> Option<Rules> {
+    let own = route.namespace().unwrap_or_default();
+    let rules = route.data["spec"]["rules"].as_array()?;
+    let rules = rules.iter().map(|rule| {
+        let backends = rule["backendRefs"].as_array();
+        backends.into_iter().flatten().map(|backend| read_backend(backend, &own)).collect::<Vec<_>>()
+    });
+    let rules: Rules = rules.collect();
+    rules.iter().flatten().any(|backend| backend.pool.is_some()).then_some(rules)
+}
+
+fn read_backend(backend: &Value, own: &str) -> Backend {
+    let is_pool = backend["kind"] == "InferencePool"
+        && [PoolVersion::V1, PoolVersion::V1Alpha2]
+            .iter()
+            .any(|version| backend["group"] == resources::pools(*version).group);
+    let namespace = backend["namespace"].as_str().unwrap_or(own);
+    Backend {
+        pool: is_pool.then(|| PoolId::new(namespace, backend["name"].as_str().unwrap_or_default())),
+        weight: backend["weight"].as_u64().map_or(1, |weight| u32::try_from(weight).unwrap_or(u32::MAX)),
+    }
+}
+
+fn ports(service: Service) -> Ports {
+    let ports = service.spec.and_then(|spec| spec.ports).unwrap_or_default();
+    let ports = ports.into_iter().filter_map(|port| {
+        let tls = port.app_protocol.is_none_or(|protocol| !CLEARTEXT.contains(&&*protocol));
+        Some((u16::try_from(port.port).ok()?, port.name.unwrap_or_default(), tls))
+    });
+    ports.collect()
+}
+
+fn slice(slice: EndpointSlice) -> Option<Slice> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?.clone();
+    let ports = slice
+        .ports
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|port| Some((port.name.unwrap_or_default(), u16::try_from(port.port?).ok()?)));
+    let ready = slice.endpoints.into_iter().filter(|endpoint| {
+        endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+    });
+    let addresses = ready.flat_map(|endpoint| endpoint.addresses).filter_map(|address| address.parse().ok());
+    Some(Slice { service, ports: ports.collect(), addresses: addresses.collect() })
+}
