@@ -23,7 +23,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _, select_all};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
-use kube::api::{Api, DynamicObject};
+use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Client, Error};
@@ -32,12 +32,13 @@ use serde_json::Value;
 use telemetry::ControllerMetrics;
 use tokio::time::{Instant, sleep_until};
 
+use crate::http_route::HttpRoute;
 use crate::render::{Options, names, shared};
 use crate::resources;
 use crate::watch::{Change, Collection, Key};
 use live::{Kind, Live};
 use models::Model;
-use reconcile::{Job, Known, Means};
+use reconcile::{Bound, Job, Known, Means};
 
 /// Pools that are looked at together.
 const PARALLEL: usize = 16;
@@ -91,6 +92,10 @@ pub struct Controller {
     services: Collection<PartialObjectMeta<Service>, ()>,
     own: BTreeMap<Kind, Collection<DynamicObject, Live>>,
     models: Collection<DynamicObject, Option<Model>>,
+    routes: Collection<DynamicObject, Option<HttpRoute>>,
+    gateways: Collection<DynamicObject, ()>,
+    /// The pools that each HTTPRoute named when it was looked at last.
+    bound: BTreeMap<Key, BTreeSet<PoolId>>,
     /// The picker of the installation, and whether it is ready.
     shared: Option<Collection<Deployment, bool>>,
     /// To be done.
@@ -139,6 +144,9 @@ impl Controller {
             (kind, Collection::new(format!("{}s of ours", resource.kind), api, config, Live::read))
         });
         let config = watcher::Config::default;
+        let of_gateway_api = |resource: &ApiResource| Api::all_with(client.clone(), resource);
+        let routes = of_gateway_api(&resources::routes());
+        let gateways = of_gateway_api(&resources::gateways());
         let shared = settings.shared_picker.then(|| {
             let api = Api::namespaced(client.clone(), &settings.options.gateway_namespace);
             let this_one = config().fields(&format!("metadata.name={}", shared::NAME));
@@ -157,6 +165,9 @@ impl Controller {
                 config(),
                 Model::read,
             ),
+            routes: Collection::new("HTTPRoutes".to_owned(), routes, config(), HttpRoute::read),
+            gateways: Collection::new("Gateways".to_owned(), gateways, config(), |_| ()),
+            bound: BTreeMap::new(),
             marked: BTreeSet::new(),
             under_way: BTreeSet::new(),
             failed: HashMap::new(),
@@ -206,15 +217,21 @@ impl Controller {
 
     /// What is known and what is to be done, as metrics.
     fn show(&self) {
-        let Controller { pools: [v1, v1alpha2], config_maps, services, own, models, .. } = self;
+        let Controller {
+            pools: [v1, v1alpha2], config_maps, services, own, models, routes, gateways, ..
+        } = self;
         let metrics = &self.means.metrics;
         metrics.set_pools("v1", v1.objects().len());
         metrics.set_pools("v1alpha2", v1alpha2.objects().len());
         let watches =
             [v1.is_failing(), v1alpha2.is_failing(), config_maps.is_failing(), services.is_failing()];
         let own = own.values().map(Collection::is_failing);
-        let failing =
-            watches.into_iter().chain(own).chain([models.is_failing()]).filter(|fails| *fails).count();
+        let failing = watches.into_iter().chain(own).chain([
+            models.is_failing(),
+            routes.is_failing(),
+            gateways.is_failing(),
+        ]);
+        let failing = failing.filter(|fails| *fails).count();
         for (gauge, count) in [
             (&metrics.watches_failing, failing),
             (&metrics.pending, self.marked.len()),
@@ -261,12 +278,24 @@ impl Controller {
             && self.config_maps.has_answered()
             && self.own.values().all(Collection::has_answered)
             && self.models.is_tried()
+            && self.routes.is_tried()
+            && self.gateways.is_tried()
             && self.shared.as_ref().is_none_or(Collection::has_answered)
     }
 
     /// Waits for the next event, and marks the pools that it concerns.
     async fn changed(&mut self) {
-        let Controller { pools: [v1, v1alpha2], config_maps, services, own, models, shared, .. } = self;
+        let Controller {
+            pools: [v1, v1alpha2],
+            config_maps,
+            services,
+            own,
+            models,
+            routes,
+            gateways,
+            shared,
+            ..
+        } = self;
         let own = own.values_mut().map(|kind| Box::pin(futures_util::stream::once(kind.changed())));
         let mut own = select_all(own);
         let (concerned, all) = tokio::select! {
@@ -279,6 +308,13 @@ impl Controller {
                 Change::Any => (Concerned::Nobody, true),
                 Change::Nothing => (Concerned::Nobody, false),
             },
+            change = routes.changed() => match change {
+                Change::Set(key) | Change::Gone(key, _) => (Concerned::Route(key), false),
+                Change::Any => (Concerned::Nobody, true),
+                Change::Nothing => (Concerned::Nobody, false),
+            },
+            // They come and go seldom.
+            change = gateways.changed() => (Concerned::Nobody, matches!(change, Change::Gone(..) | Change::Any)),
             change = changed(shared) => (Concerned::Nobody, change != Change::Nothing),
             Some(change) = own.next() => match change {
                 Change::Set(key) => (Concerned::Owner(key), false),
@@ -305,6 +341,14 @@ impl Controller {
             Concerned::Overlay(key) => self.seen_by(key, |seen| seen.overlay.as_deref()),
             Concerned::Picker(key) => {
                 self.seen_by(key, |seen| seen.known.pool.picker.as_ref().map(|picker| picker.name.as_str()))
+            }
+            Concerned::Route(key) => {
+                let named = self.routes.objects().get(&key).and_then(Option::as_ref).map(HttpRoute::pools);
+                let before = match named.clone() {
+                    Some(named) => self.bound.insert(key, named),
+                    None => self.bound.remove(&key),
+                };
+                named.into_iter().chain(before).flatten().collect()
             }
         };
         self.marked.extend(ids.into_iter().map(Work::Picker));
@@ -337,6 +381,8 @@ impl Controller {
         let models = self.models.objects().values().flatten().map(|model| Work::Models(model.pool.clone()));
         let all: Vec<Work> = pickers.chain(models).collect();
         self.marked.extend(all);
+        let routes = self.routes.objects().iter();
+        self.bound = routes.filter_map(|(key, route)| Some((key.clone(), route.as_ref()?.pools()))).collect();
     }
 
     fn job(&self, id: &PoolId) -> Job {
@@ -365,7 +411,39 @@ impl Controller {
         let brings_picker = self.pickers.brings_its_own(is_there);
         let shared_is_ready =
             self.shared.as_ref().is_some_and(|shared| shared.objects().values().any(|ready| *ready));
-        Job { id: id.clone(), pool, shadowed, live: live.collect(), brings_picker, shared_is_ready }
+        Job {
+            id: id.clone(),
+            shadowed,
+            live: live.collect(),
+            brings_picker,
+            names_a_service: is_there,
+            gateways: self.gateways_of(id),
+            shared_is_ready,
+            pool,
+        }
+    }
+
+    /// The Gateways by which routes lead to a pool.
+    fn gateways_of(&self, id: &PoolId) -> BTreeMap<Key, Bound> {
+        let mut gateways: BTreeMap<Key, Bound> = BTreeMap::new();
+        let routes = self.routes.objects().iter().filter_map(|(key, route)| Some((key, route.as_ref()?)));
+        for ((namespace, name), route) in routes {
+            if !route.rules.iter().flatten().any(|backend| backend.pool.as_ref() == Some(id)) {
+                continue;
+            }
+            for parent in &route.parents {
+                if !self.gateways.objects().contains_key(&parent.gateway) {
+                    continue;
+                }
+                let (accepted, message) = (parent.accepted, parent.message.clone());
+                let bound = Bound { accepted, route: format!("{namespace}/{name}"), message };
+                match gateways.get(&parent.gateway) {
+                    Some(there) if there.accepted || !bound.accepted => {}
+                    _ => drop(gateways.insert(parent.gateway.clone(), bound)),
+                }
+            }
+        }
+        gateways
     }
 
     fn end(&mut self, work: Work, outcome: Result<(), Error>) {
@@ -401,6 +479,8 @@ enum Concerned {
     Overlay(Option<Key>),
     /// Whoever names it as picker.
     Picker(Option<Key>),
+    /// The pools that it names, or did.
+    Route(Key),
 }
 
 fn pool_of(change: Change<Option<Seen>>) -> (Concerned, bool) {

@@ -10,18 +10,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use envoy_gateway::{Backend, Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
+use envoy_gateway::{Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::watcher;
-use kube::{Client, ResourceExt as _};
 use pool::{InferencePool, Manifest, Pod, PoolId, PoolVersion};
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::controller::Pickers;
+use crate::http_route::HttpRoute;
 use crate::pods::{Labelled, PodObject, read_labelled};
 use crate::pool_source::{GATHER, read, wait_until};
 use crate::render::names;
@@ -39,7 +39,7 @@ const CLEARTEXT: [&str; 3] = ["kubernetes.io/h2c", "grpc", "http"];
 pub struct GatewaySource {
     pickers: Pickers,
     gateway_namespace: String,
-    routes: Collection<DynamicObject, Option<Rules>>,
+    routes: Collection<DynamicObject, Option<HttpRoute>>,
     pools: [Collection<DynamicObject, Manifest>; 2],
     pods: Collection<PodObject, Labelled>,
     services: Collection<Service, Ports>,
@@ -52,8 +52,6 @@ pub struct GatewaySource {
     endpoints: Endpoints,
 }
 
-/// Of each of an HTTPRoute's rules the backends.
-type Rules = Vec<Vec<Backend>>;
 /// A Service's ports: number, name, and whether it is spoken to over TLS.
 type Ports = Vec<(u16, String, bool)>;
 
@@ -80,7 +78,12 @@ impl GatewaySource {
         Self {
             pickers,
             gateway_namespace: gateway_namespace.to_owned(),
-            routes: Collection::new("HTTPRoutes".to_owned(), dynamic(&resources::routes()), config(), rules),
+            routes: Collection::new(
+                "HTTPRoutes".to_owned(),
+                dynamic(&resources::routes()),
+                config(),
+                HttpRoute::read,
+            ),
             pools,
             pods: Collection::new(
                 "Pods".to_owned(),
@@ -157,9 +160,9 @@ impl GatewaySource {
             Concerned::Nobody => return,
             Concerned::Routes => {
                 let routes = self.routes.objects().iter();
-                let named = routes.filter_map(|((namespace, name), rules)| {
-                    let route = RouteName { namespace: namespace.clone(), name: name.clone() };
-                    rules.clone().map(|rules| (route, rules))
+                let named = routes.filter_map(|((namespace, name), route)| {
+                    let rules = route.as_ref()?.rules.clone();
+                    Some((RouteName { namespace: namespace.clone(), name: name.clone() }, rules))
                 });
                 self.known.routes = named.collect();
                 return;
@@ -305,30 +308,6 @@ fn publish<T: Clone + PartialEq>(to: &watch::Sender<Arc<T>>, now: &T) {
         }
         differs
     });
-}
-
-/// The rules of an HTTPRoute; none where it names no pool.
-fn rules(route: DynamicObject) -> Option<Rules> {
-    let own = route.namespace().unwrap_or_default();
-    let rules = route.data["spec"]["rules"].as_array()?;
-    let rules = rules.iter().map(|rule| {
-        let backends = rule["backendRefs"].as_array();
-        backends.into_iter().flatten().map(|backend| read_backend(backend, &own)).collect::<Vec<_>>()
-    });
-    let rules: Rules = rules.collect();
-    rules.iter().flatten().any(|backend| backend.pool.is_some()).then_some(rules)
-}
-
-fn read_backend(backend: &Value, own: &str) -> Backend {
-    let is_pool = backend["kind"] == "InferencePool"
-        && [PoolVersion::V1, PoolVersion::V1Alpha2]
-            .iter()
-            .any(|version| backend["group"] == resources::pools(*version).group);
-    let namespace = backend["namespace"].as_str().unwrap_or(own);
-    Backend {
-        pool: is_pool.then(|| PoolId::new(namespace, backend["name"].as_str().unwrap_or_default())),
-        weight: backend["weight"].as_u64().map_or(1, |weight| u32::try_from(weight).unwrap_or(u32::MAX)),
-    }
 }
 
 fn ports(service: Service) -> Ports {

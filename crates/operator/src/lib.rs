@@ -8,6 +8,7 @@ mod client;
 mod controller;
 pub mod crds;
 mod gateway_source;
+mod http_route;
 pub mod install;
 mod lease;
 pub mod overlay;

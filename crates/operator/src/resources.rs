@@ -26,6 +26,11 @@ pub(crate) fn routes() -> ApiResource {
     gateway_api("HTTPRoute", "httproutes")
 }
 
+/// Gateways.
+pub(crate) fn gateways() -> ApiResource {
+    gateway_api("Gateway", "gateways")
+}
+
 fn gateway_api(kind: &str, plural: &str) -> ApiResource {
     ApiResource {
         group: "gateway.networking.k8s.io".to_owned(),

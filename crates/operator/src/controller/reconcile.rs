@@ -17,10 +17,11 @@ use telemetry::ControllerMetrics;
 use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
 use super::live::{Kind, Live, covers};
-use super::status::{self, Condition};
+use super::status::{self, Condition, Entry, Parent};
 use crate::overlay::{Overlay, Part};
 use crate::render::{self, PickerObjects, names, shared};
 use crate::resources;
+use crate::watch::Key;
 
 pub(super) const FIELD_MANAGER: &str = "pointsman-controller";
 /// The digest of what was applied: says that fields which only it had are to go.
@@ -60,10 +61,23 @@ pub(super) struct Job {
     /// A v1alpha2 pool of the same name, behind that of v1.
     pub(super) shadowed: Option<Known>,
     pub(super) live: BTreeMap<Kind, Live>,
-    /// The Service that the pool names is there.
+    /// The pool's own picker is used, and not ours.
     pub(super) brings_picker: bool,
+    /// The Service that the pool names is there.
+    pub(super) names_a_service: bool,
+    /// The Gateways of Envoy Gateway by which HTTPRoutes lead to the pool, each with whether it took one.
+    pub(super) gateways: BTreeMap<Key, Bound>,
     /// The picker of the installation serves.
     pub(super) shared_is_ready: bool,
+}
+
+/// How a Gateway stands to a pool, by its HTTPRoutes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bound {
+    pub(super) accepted: bool,
+    /// An HTTPRoute that it took; where it took none, one that it did not take.
+    pub(super) route: String,
+    pub(super) message: String,
 }
 
 /// Which picker the pool is to have, by its overlay.
@@ -103,9 +117,7 @@ impl Means {
             self.tell_once(&job.id, &shadowed.subject, &fact).await?;
             facts.insert(fact);
             // What was true while it ruled.
-            if let Some(entries) = status::without(shadowed.pool.version, &shadowed.status) {
-                self.write_status(shadowed, entries).await?;
-            }
+            self.say(shadowed, &[]).await?;
         }
         let outcome = if job.brings_picker {
             self.leave_to(job, known).await
@@ -169,10 +181,7 @@ impl Means {
             self.event(&known.subject, &fact).await?;
             self.delete_all(job, |_| true).await?;
         }
-        match status::without(known.pool.version, &known.status) {
-            Some(entries) => self.write_status(known, entries).await,
-            None => Ok(()),
-        }
+        self.say(known, &gateway_entries(job, &known.pool)).await
     }
 
     async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
@@ -219,18 +228,10 @@ impl Means {
         let is_shared = matches!(shape, Shape::Shared(_));
         let ready = ready(job, is_shared, &applied);
         let name = if is_shared { shared::NAME.to_owned() } else { names::picker(&pool.id) };
-        let deployment = (self.settings.options.gateway_namespace.as_str(), name);
-        let conditions = [settings, overlay, ready];
-        let entries = status::entries(
-            pool.version,
-            &known.status,
-            (deployment.0, &deployment.1),
-            &conditions,
-            known.generation,
-        );
-        if let Some(entries) = entries {
-            self.write_status(known, entries).await?;
-        }
+        let parent = Parent::deployment(&self.settings.options.gateway_namespace, &name);
+        let mut entries = vec![Entry { parent, conditions: vec![settings, overlay, ready] }];
+        entries.extend(gateway_entries(job, pool));
+        self.say(known, &entries).await?;
         unjudged.map_or(applied, Err)
     }
 
@@ -435,6 +436,14 @@ impl Means {
         self.api(&kind.resource(), namespace).patch(name, &parameters, &Patch::Apply(&object)).await
     }
 
+    /// Writes our entries of a pool's status, where they differ.
+    async fn say(&self, known: &Known, entries: &[Entry]) -> Result<(), Error> {
+        match status::entries(known.pool.version, &known.status, entries, known.generation) {
+            Some(entries) => self.write_status(known, entries).await,
+            None => Ok(()),
+        }
+    }
+
     /// Fails where the pool changed meanwhile: its change is on its way here.
     async fn write_status(&self, known: &Known, entries: Value) -> Result<(), Error> {
         let (id, version) = (&known.pool.id, known.pool.version);
@@ -468,6 +477,46 @@ impl Means {
     fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, resource)
     }
+}
+
+/// What each Gateway says of the pool (`Accepted`), and whether what the pool names is there (`ResolvedRefs`).
+fn gateway_entries(job: &Job, pool: &InferencePool) -> Vec<Entry> {
+    let named = pool.picker.as_ref();
+    let accepted = |bound: &Bound| {
+        let (holds, reason, message) = match bound {
+            _ if job.brings_picker && named.is_none() => (
+                false,
+                "EndpointPickerRefMissing",
+                "the pool names no endpoint picker, and under --pickers=self-hosted none is made".to_owned(),
+            ),
+            Bound { accepted: true, route, .. } => {
+                (true, "Accepted", format!("the HTTPRoute {route} leads to it"))
+            }
+            Bound { route, message, .. } => (
+                false,
+                "HTTPRouteNotAccepted",
+                format!("the Gateway does not accept the HTTPRoute {route}: {message}"),
+            ),
+        };
+        Condition { kind: "Accepted", holds, reason, message }
+    };
+    let missing = job.brings_picker && !job.names_a_service;
+    let message = match named {
+        _ if !job.brings_picker => "its picker is made by Pointsman".to_owned(),
+        Some(picker) if missing => format!(
+            "the {} {}/{} that it names as its endpoint picker is not there",
+            picker.kind, pool.id.namespace, picker.name
+        ),
+        Some(picker) => format!("its endpoint picker is the Service {}/{}", pool.id.namespace, picker.name),
+        None => "it names no endpoint picker".to_owned(),
+    };
+    let reason = if missing { "InvalidExtensionRef" } else { "ResolvedRefs" };
+    let resolved = Condition { kind: "ResolvedRefs", holds: !missing, reason, message };
+    let entry = |((namespace, name), bound): (&Key, &Bound)| Entry {
+        parent: Parent::gateway(namespace, name),
+        conditions: vec![accepted(bound), resolved.clone()],
+    };
+    job.gateways.iter().map(entry).collect()
 }
 
 /// Whether the picker serves, by its Deployment.

@@ -1,4 +1,5 @@
-//! Our own entry in a pool's status: is what its owner wrote in force, and does its picker serve?
+//! Our entries in a pool's status. One speaks of its picker: is what the pool's owner wrote in force, and does it serve? One for each
+//! Gateway by which a route leads to the pool: does it take the pool?
 
 use k8s_openapi::jiff::Timestamp;
 use pool::PoolVersion;
@@ -6,8 +7,9 @@ use serde_json::{Value, json};
 
 /// Who wrote an entry.
 const CONTROLLER: &str = "pointsman.dev/controller";
-const GROUP: &str = "apps";
-const KIND: &str = "Deployment";
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+/// What the list holds (upstream's limit).
+const ENTRIES_MAX: usize = 32;
 /// What a condition's message may be long.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
@@ -20,6 +22,38 @@ pub(super) struct Condition {
     pub(super) message: String,
 }
 
+/// Of whom an entry speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Parent {
+    group: &'static str,
+    kind: &'static str,
+    namespace: String,
+    name: String,
+}
+
+/// What stands in the status for one parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) parent: Parent,
+    pub(super) conditions: Vec<Condition>,
+}
+
+impl Parent {
+    /// The picker's Deployment.
+    pub(super) fn deployment(namespace: &str, name: &str) -> Parent {
+        Parent { group: "apps", kind: "Deployment", namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// A Gateway.
+    pub(super) fn gateway(namespace: &str, name: &str) -> Parent {
+        Parent { group: GATEWAY_API, kind: "Gateway", namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    fn reference(&self) -> Value {
+        json!({ "group": self.group, "kind": self.kind, "namespace": self.namespace, "name": self.name })
+    }
+}
+
 /// The status' list of entries in that version.
 pub(super) fn list(version: PoolVersion) -> &'static str {
     match version {
@@ -28,56 +62,55 @@ pub(super) fn list(version: PoolVersion) -> &'static str {
     }
 }
 
-/// The entries with ours as it should be; none where nothing changes.
-pub(super) fn entries(
-    version: PoolVersion,
-    status: &Value,
-    deployment: (&str, &str),
-    conditions: &[Condition],
-    generation: i64,
-) -> Option<Value> {
+/// The entries with ours as they should be, and no others of ours; none where nothing changes.
+pub(super) fn entries(version: PoolVersion, status: &Value, own: &[Entry], generation: i64) -> Option<Value> {
     let there = match &status[list(version)] {
         Value::Array(there) => there.clone(),
         _ => Vec::new(),
     };
-    let before = there.iter().find(|entry| is_ours(entry));
-    let known = |kind: &str| {
-        let all = before.and_then(|entry| entry["conditions"].as_array());
-        all.and_then(|all| all.iter().find(|condition| condition["type"] == kind))
-    };
-    let conditions = conditions.iter().map(|condition| written(condition, known(condition.kind), generation));
-    let (namespace, name) = deployment;
-    let mut entry = json!({
-        "parentRef": { "group": GROUP, "kind": KIND, "namespace": namespace, "name": name },
-        "conditions": conditions.collect::<Vec<_>>(),
+    let others: Vec<Value> = there.iter().filter(|entry| !is_ours(version, entry)).cloned().collect();
+    let written = own.iter().map(|Entry { parent, conditions }| {
+        let before = there.iter().find(|entry| is_ours(version, entry) && is_of(entry, parent));
+        let known = |kind: &str| {
+            let all = before.and_then(|entry| entry["conditions"].as_array());
+            all.and_then(|all| all.iter().find(|condition| condition["type"] == kind))
+        };
+        let conditions =
+            conditions.iter().map(|condition| written(condition, known(condition.kind), generation));
+        let mut entry =
+            json!({ "parentRef": parent.reference(), "conditions": conditions.collect::<Vec<_>>() });
+        if version == PoolVersion::V1 {
+            entry["controllerName"] = CONTROLLER.into();
+        }
+        entry
     });
-    if version == PoolVersion::V1 {
-        entry["controllerName"] = CONTROLLER.into();
-    }
-    if before == Some(&entry) {
-        return None;
-    }
-    let others = there.iter().filter(|entry| !is_ours(entry)).cloned();
-    Some(Value::Array(others.chain([entry]).collect()))
+    let room = ENTRIES_MAX.saturating_sub(others.len());
+    let now: Vec<Value> = others.into_iter().chain(written.take(room)).collect();
+    (now != there).then_some(Value::Array(now))
 }
 
-/// The entries without ours; none where it is not there.
-pub(super) fn without(version: PoolVersion, status: &Value) -> Option<Value> {
-    let Value::Array(there) = &status[list(version)] else { return None };
-    let others: Vec<Value> = there.iter().filter(|entry| !is_ours(entry)).cloned().collect();
-    (others.len() < there.len()).then_some(Value::Array(others))
-}
-
-/// What our entry says of that condition.
+/// What our entry about the picker says of that condition.
 pub(super) fn message<'s>(version: PoolVersion, status: &'s Value, kind: &str) -> Option<&'s str> {
-    let ours = status[list(version)].as_array()?.iter().find(|entry| is_ours(entry))?;
+    let all = status[list(version)].as_array()?;
+    let ours =
+        all.iter().find(|entry| is_ours(version, entry) && entry["parentRef"]["kind"] == "Deployment")?;
     let condition = ours["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)?;
     condition["message"].as_str()
 }
 
-fn is_ours(entry: &Value) -> bool {
+/// By who wrote it. v1alpha2 does not say that: there the entries about Deployments are ours, and those about Gateways, which we write for
+/// all of Envoy Gateway's.
+fn is_ours(version: PoolVersion, entry: &Value) -> bool {
     let parent = &entry["parentRef"];
-    parent["group"] == GROUP && parent["kind"] == KIND
+    let is_picker = parent["group"] == "apps" && parent["kind"] == "Deployment";
+    match version {
+        PoolVersion::V1 => is_picker || entry["controllerName"] == CONTROLLER,
+        PoolVersion::V1Alpha2 => is_picker || (parent["kind"] == "Gateway" && parent["group"] == GATEWAY_API),
+    }
+}
+
+fn is_of(entry: &Value, parent: &Parent) -> bool {
+    entry["parentRef"] == parent.reference()
 }
 
 fn written(condition: &Condition, known: Option<&Value>, generation: i64) -> Value {
@@ -110,30 +143,53 @@ fn now() -> String {
 mod tests {
     use super::*;
 
-    const PICKER: (&str, &str) = ("gateways", "epp-pool");
-
     fn ready(holds: bool) -> Condition {
         Condition { kind: "PickerReady", holds, reason: "Reason", message: format!("ready: {holds}") }
     }
 
+    fn picker(holds: bool) -> Entry {
+        Entry { parent: Parent::deployment("gateways", "epp-pool"), conditions: vec![ready(holds)] }
+    }
+
+    fn gateway(name: &str) -> Entry {
+        let accepted =
+            Condition { kind: "Accepted", holds: true, reason: "Accepted", message: String::new() };
+        Entry { parent: Parent::gateway("a", name), conditions: vec![accepted] }
+    }
+
     #[test]
-    fn others_entries_stay_and_ours_is_written_only_when_it_changes() {
-        let others = json!([{ "parentRef": { "name": "gateway", "namespace": "a" }, "conditions": [] }]);
+    fn others_entries_stay_and_ours_are_written_only_when_they_change() {
+        let others = json!([{ "parentRef": { "name": "gateway", "namespace": "a" }, "controllerName": "other.io/c", "conditions": [] }]);
         let status = json!({ "parents": others });
-        let first = entries(PoolVersion::V1, &status, PICKER, &[ready(false)], 1).unwrap();
-        assert_eq!(first.as_array().unwrap().len(), 2);
+        let own = [picker(false), gateway("gateway")];
+        let first = entries(PoolVersion::V1, &status, &own, 1).unwrap();
+        assert_eq!(first.as_array().unwrap().len(), 3);
         assert_eq!(first[0], others[0]);
         assert_eq!(
-            (&first[1]["controllerName"], &first[1]["parentRef"]["kind"]),
-            (&json!(CONTROLLER), &json!(KIND))
+            (
+                &first[1]["controllerName"],
+                &first[1]["parentRef"]["kind"],
+                &first[2]["parentRef"]["namespace"]
+            ),
+            (&json!(CONTROLLER), &json!("Deployment"), &json!("a"))
         );
         let status = json!({ "parents": first });
-        assert_eq!(entries(PoolVersion::V1, &status, PICKER, &[ready(false)], 1), None);
-        let later = entries(PoolVersion::V1, &status, PICKER, &[ready(true)], 2).unwrap();
+        assert_eq!(entries(PoolVersion::V1, &status, &own, 1), None);
+        let later = entries(PoolVersion::V1, &status, &[picker(true), gateway("gateway")], 2).unwrap();
         assert_eq!(later[1]["conditions"][0]["status"], "True");
         assert_eq!(message(PoolVersion::V1, &status, "PickerReady"), Some("ready: false"));
-        assert_eq!(without(PoolVersion::V1, &status), Some(others.clone()));
-        assert_eq!(without(PoolVersion::V1, &json!({ "parents": others })), None);
+        assert_eq!(entries(PoolVersion::V1, &status, &[], 1), Some(others.clone()));
+        assert_eq!(entries(PoolVersion::V1, &json!({ "parents": others }), &[], 1), None);
+    }
+
+    #[test]
+    fn what_has_no_room_is_left_out() {
+        let others: Vec<Value> =
+            (0..31).map(|it| json!({ "parentRef": { "name": it }, "controllerName": "o.io/c" })).collect();
+        let own = [picker(true), gateway("g")];
+        let all = entries(PoolVersion::V1, &json!({ "parents": others }), &own, 1).unwrap();
+        assert_eq!(all.as_array().unwrap().len(), 32);
+        assert_eq!(all[31]["parentRef"]["kind"], "Deployment");
     }
 
     #[test]
