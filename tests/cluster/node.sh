@@ -4,7 +4,7 @@
 #
 #   BIN     the folders with the programs, as in PATH      RUN     a folder of its own: keys, etcd, containers, logs, pids, admin.kubeconfig
 #   IMAGES  the folder of the archives that image.sh made  CHART   Envoy Gateway's Helm chart
-#   VALUES  the files with values for it, one a line       VERSION Envoy Gateway's: the tag of its image
+#   VALUES  files with values for it, one a line, besides envoy-gateway.yaml here; those of the last time unless set
 #
 # All of it lives in a network namespace of its own; this machine reaches API server, pods and Services over a veth pair, and nothing
 # leads further out. `up` leaves alone what already runs, `down` leaves the machine as it was. Runs beside tests/kubernetes/cluster.sh.
@@ -19,7 +19,7 @@ SERVICE_API_IP=${SERVICE_API_IP:-198.19.192.1}
 SERVICE_DNS_IP=${SERVICE_DNS_IP:-198.19.192.10}
 NODE=${NODE:-node1}
 HERE=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=../kubernetes/common.sh
+# shellcheck source=tests/kubernetes/common.sh
 . "$HERE/../kubernetes/common.sh"
 SOCKET=$RUN/containerd/containerd.sock
 GATEWAYS=envoy-gateway-system
@@ -156,21 +156,26 @@ Y
     wait_for 90 kubelet kubectl wait --for=condition=Ready "node/$NODE" --timeout=1s
 }
 
-# Installed as its users do, by Helm; again only when chart or values changed.
+# Installed as its users do, by Helm; again only when chart or values changed. Values that nobody names anew stay.
 envoy_gateway() {
-    local made_from arguments=() file
+    local made_from file values=("$HERE/envoy-gateway.yaml") arguments=()
+    [ -n "${VALUES+named}" ] || VALUES=$(cat "$RUN/values" 2>/dev/null || true)
     while read -r file; do
-        [ -z "$file" ] || arguments+=(--values "$file")
-    done <<<"${VALUES:-}"
-    made_from=$(sha256sum "$CHART" "$HERE/envoy-gateway.yaml" $(printf '%s\n' "${VALUES:-}") | cut -d' ' -f1)
+        [ -z "$file" ] || values+=("$file")
+    done <<<"$VALUES"
+    for file in "${values[@]}"; do arguments+=(--values "$file"); done
+    made_from=$(cat "$CHART" "${values[@]}" | sha256sum | cut -d' ' -f1)
     if [ "$(cat "$RUN/envoy-gateway" 2>/dev/null)" != "$made_from" ]; then
-        # Its own folders, not those of whoever calls this.
+        # Helm's own folders are not those of whoever calls this. The annotation starts the pods anew: a changed ConfigMap takes a
+        # minute to reach them.
         HELM_CACHE_HOME=$RUN/helm HELM_CONFIG_HOME=$RUN/helm HELM_DATA_HOME=$RUN/helm helm upgrade --install eg "$CHART" \
-            --namespace "$GATEWAYS" --create-namespace --values "$HERE/envoy-gateway.yaml" "${arguments[@]}" >"$RUN/log/helm.log" 2>&1 || {
+            --namespace "$GATEWAYS" --create-namespace "${arguments[@]}" \
+            --set-string "deployment.pod.annotations.made-from=$made_from" >"$RUN/log/helm.log" 2>&1 || {
             echo "$SCRIPT: Envoy Gateway is not installed; helm says:" >&2
             tail -5 "$RUN/log/helm.log" >&2
             return 1
         }
+        echo "$VALUES" >"$RUN/values"
         echo "$made_from" >"$RUN/envoy-gateway"
     fi
     kubectl apply -f "$HERE/gatewayclass.yaml" >/dev/null

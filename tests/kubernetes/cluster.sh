@@ -16,6 +16,7 @@ FAKE_PODS=${FAKE_PODS:-198.18.128.0/17}
 SERVICES=${SERVICES:-198.19.0.0/17}
 SERVICE_API_IP=${SERVICE_API_IP:-198.19.0.1}
 FAKE_NODES=${FAKE_NODES:-1}            # of 1,000 pods each
+# shellcheck source=tests/kubernetes/common.sh
 . "$(dirname "$0")/common.sh"
 
 # fake_node NUMBER: kwok plays the kubelet of those with the annotation.

@@ -25,7 +25,8 @@ const PACKAGES: [(&str, &str); 7] = [
 pub(crate) enum Cluster {
     /// Start it, or find it running; installs the Debian packages that it needs; prints KUBECONFIG=PATH and KUBECTL=PATH.
     Up {
-        /// Values for Envoy Gateway's Helm chart, over those of tests/cluster/envoy-gateway.yaml; the last says.
+        /// Values for Envoy Gateway's Helm chart, over those of tests/cluster/envoy-gateway.yaml; of several the last
+        /// decides. Kept until others are named.
         #[arg(long = "values", value_name = "FILE")]
         values: Vec<PathBuf>,
     },
@@ -86,8 +87,11 @@ fn up(root: &Path, cache: &Cache, values: &[PathBuf]) -> anyhow::Result<parts::N
     });
     let values = values.collect::<anyhow::Result<Vec<_>>>()?.join("\n");
     let mut up = script(root, cache);
-    up.env("BIN", &node.programs).env("IMAGES", &node.images).env("CHART", &node.chart);
-    must_succeed(up.env("VALUES", values).arg("up"))?;
+    up.env("BIN", &node.programs).env("IMAGES", &node.images).env("CHART", &node.chart).arg("up");
+    if !values.is_empty() {
+        up.env("VALUES", values);
+    }
+    must_succeed(&mut up)?;
     Ok(node)
 }
 
