@@ -12,7 +12,7 @@
 : "${BIN:?}" "${RUN:?}" "${CLUSTER:?}" "${NODES:?}" "${API_IP:?}" "${HOST_IP:?}" "${SERVICES:?}" "${SERVICE_API_IP:?}"
 SCRIPT=${0##*/}
 PATH=$BIN:$PATH
-export KUBECONFIG=$RUN/admin.kubeconfig
+export KUBECONFIG=$RUN/admin.kubeconfig KUBECACHEDIR=$RUN/kubectl
 
 alive() { [ -s "$RUN/pid/$1" ] && kill -0 "$(cat "$RUN/pid/$1")" 2>/dev/null; }
 
