@@ -10,7 +10,7 @@ mod materials;
 mod program;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -62,6 +62,11 @@ pub(crate) fn run(root: &Path, profile: &str) -> anyhow::Result<()> {
         println!("{}  {}", path.display(), megabytes(&bytes));
     }
     Ok(())
+}
+
+/// Where the image of a release is.
+pub(crate) fn archive_path(root: &Path) -> PathBuf {
+    root.join(format!("target/image/{NAME}-{VERSION}.tar"))
 }
 
 impl About {

@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask test`, `image`, `envoy`, `api`, `fuzz`, `layers`, `docs`, `bench`.
+//! The project's own commands: `cargo xtask test`, `image`, `envoy`, `api`, `cluster`, `fuzz`, `layers`, `docs`, `bench`.
 #![expect(clippy::print_stdout, reason = "what these commands make is text for the person who calls them")]
 
 mod api;
 mod cache;
 mod chart;
+mod cluster;
 mod docs;
 mod envoy;
 mod fuzz;
@@ -67,6 +68,11 @@ enum Task {
         #[command(subcommand)]
         api: api::Api,
     },
+    /// A real Kubernetes of one node with containers and Envoy Gateway: docs/cluster.md.
+    Cluster {
+        #[command(subcommand)]
+        cluster: cluster::Cluster,
+    },
     /// Look for input that brings a parser down or makes it disagree with another: docs/fuzzing.md.
     Fuzz {
         /// One target; all of them one after the other unless named.
@@ -111,6 +117,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Image { profile } => image::run(&root, &profile)?,
         Task::Envoy { example } => envoy::run(&root, example)?,
         Task::Api { api } => api::run(&root, api)?,
+        Task::Cluster { cluster } => cluster::run(&root, cluster)?,
         Task::Schema { check } => schema::run(&root, check)?,
         Task::Chart { check } => chart::run(&root, check)?,
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds)?,

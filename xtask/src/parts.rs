@@ -1,5 +1,7 @@
 //! What the Python tests need: an installer, their libraries, real vLLM, models for it, real Envoy, h2spec, Helm, and Kubernetes.
 
+mod node;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +10,8 @@ use anyhow::{Context, ensure};
 
 use crate::cache::{Cache, Part};
 use crate::process::{must_succeed, stdout_of};
+
+pub(crate) use node::{Node, node};
 
 const UV: &str = "uv==0.13.9";
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";
@@ -94,6 +98,14 @@ pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
 /// As [`install`].
 pub(crate) fn envoy(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
     Installer::new(cache)?.envoy(root)
+}
+
+/// Installs what the Python tests import alone; their interpreter.
+///
+/// # Errors
+/// As [`install`].
+pub(crate) fn python(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    Installer::new(cache)?.environment("blackbox", &root.join("tests/requirements.txt"))
 }
 
 /// The path of the machine's Python.
@@ -185,13 +197,7 @@ fn go_program(root: &Path, cache: &Cache, name: &'static str, package: &str) -> 
 pub(crate) fn kubernetes(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
     let module = Module::new(root.join("tests/kubernetes"))?;
     let make = |folder: &Path| {
-        let version = module.version("k8s.io/kubernetes")?;
-        let minor = version.split('.').nth(1).context("a version has a minor part")?;
-        // What the programs say of themselves; kubectl compares it with the server's.
-        let said = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"].map(|package| {
-            format!("-X {package}.gitVersion={version} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}")
-        });
-        let flags = format!("-s -w {}", said.join(" "));
+        let flags = module.kubernetes_flags()?;
         let scratch = Scratch::new(cache)?;
         let build =
             |(name, package): &(&str, &str)| module.build(package, &flags, &folder.join(name), &scratch);
@@ -264,7 +270,7 @@ impl Drop for Scratch {
 struct Module {
     folder: PathBuf,
     go: PathBuf,
-    /// Go's version and what is pinned.
+    /// Go's version, what is pinned, and the module's own program where it has one.
     recipe: String,
 }
 
@@ -277,6 +283,8 @@ impl Module {
             recipe +=
                 &fs::read_to_string(&file).with_context(|| format!("{} cannot be read", file.display()))?;
         }
+        // Most modules only name what others published.
+        recipe += &fs::read_to_string(folder.join("main.go")).unwrap_or_default();
         Ok(Self { folder, go, recipe })
     }
 
@@ -304,6 +312,16 @@ impl Module {
             "-o",
         ]);
         must_succeed(build.arg(program).arg(package))
+    }
+
+    /// The linker's, with what Kubernetes' programs say of themselves; kubectl compares it with the server's.
+    fn kubernetes_flags(&self) -> anyhow::Result<String> {
+        let version = self.version("k8s.io/kubernetes")?;
+        let minor = version.split('.').nth(1).context("a version has a minor part")?;
+        let said = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"].map(|package| {
+            format!("-X {package}.gitVersion={version} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}")
+        });
+        Ok(format!("-s -w {}", said.join(" ")))
     }
 
     fn version(&self, module: &str) -> anyhow::Result<String> {

@@ -1,0 +1,64 @@
+"""The node that `cargo xtask cluster up` starts; these tests start none."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="session", autouse=True)
+def binary() -> None:
+    """None is needed: what runs here runs in pods."""
+
+
+class Node:
+    """A namespace of its own on the node, as a user with kubectl meets it."""
+
+    def __init__(self) -> None:
+        self.name = f"test-{uuid4().hex[:8]}"
+        for needed in ("KUBECONFIG", "KUBECTL"):
+            assert needed in os.environ, f"{needed} is not set; `cargo xtask cluster up` prints it"
+        self.kubectl("create", "namespace", self.name)
+
+    def close(self) -> None:
+        self.kubectl("delete", "namespace", self.name, "--wait=false")
+
+    def kubectl(self, *arguments: object, stdin: str | None = None) -> str:
+        command = [os.environ["KUBECTL"], *map(str, arguments)]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def apply(self, *documents: dict) -> None:
+        self.kubectl("-n", self.name, "apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
+
+    def get(self, *arguments: object) -> dict:
+        return json.loads(self.kubectl("-n", self.name, "get", *arguments, "-o", "json"))
+
+    def wait(self, condition: str, *what: object) -> None:
+        self.kubectl("-n", self.name, "wait", f"--for=condition={condition}", "--timeout=90s", *what)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    node = Node()
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def soon() -> Callable[[Callable[[], object], object], None]:
+    """Waits until a question has that answer: proxies hear of a Service or a route a moment after its object says so."""
+
+    def soon(question: Callable[[], object], answer: object) -> None:
+        until = time.monotonic() + 30
+        while (got := question()) != answer:
+            assert time.monotonic() < until, f"{got!r} after 30 s, and not {answer!r}"
+            time.sleep(0.1)
+
+    return soon
