@@ -40,6 +40,10 @@ class Node:
     def get(self, *arguments: object) -> dict:
         return json.loads(self.kubectl("-n", self.name, "get", *arguments, "-o", "json"))
 
+    def items(self, kind: str, *arguments: object) -> list[dict]:
+        """Of whatever namespace the arguments say."""
+        return json.loads(self.kubectl("get", kind, *arguments, "-o", "json"))["items"]
+
     def wait(self, condition: str, *what: object) -> None:
         self.kubectl("-n", self.name, "wait", f"--for=condition={condition}", "--timeout=90s", *what)
 

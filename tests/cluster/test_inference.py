@@ -9,8 +9,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from harness.wait import until
+
 POOL = "inference.networking.k8s.io"
 IMAGE = "pointsman:0.1.0"
+SOON_S = 30
 PROMPT = "A pointsman sets the points of a railway so that each train takes the right track. " * 40
 
 
@@ -79,7 +82,7 @@ class Site:
 
     def picker_rolled_out(self, name: str) -> None:
         of = ("-n", "envoy-gateway-system", "-l", self.labels(name))
-        until(lambda: self.node.items("deployments", *of), f"a picker of {name}")
+        until(lambda: self.node.items("deployments", *of), within=SOON_S, what=f"a picker of {name}")
         self.node.kubectl("rollout", "status", "deployment", *of, "--timeout=90s")
 
     def ask(self, host: str, prompt: str = "Which track?", **fields: object) -> httpx.Response:
@@ -123,19 +126,11 @@ def metric(address: str, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
-def until(probe, what: str, within: float = 30):
-    deadline = time.monotonic() + within
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.1)
-    return found
-
-
 @pytest.fixture(scope="module")
 def site(node) -> Iterator[Site]:
     site = Site(node)
     for host in ("qwen.example", "llama.example"):
-        until(lambda: site.status(host) == 200, f"{host} answers", within=60)
+        until(lambda: site.status(host) == 200, within=60, what=f"{host} answers")
     yield site
     site.client.close()
 
@@ -172,7 +167,7 @@ class Load:
 
 def test_requests_go_where_the_picker_says(site):
     before, picks = site.served("qwen"), site.picks("qwen")
-    assert all(site.ask("qwen.example", f"{number} {PROMPT}").status_code == 200 for number in range(12))
+    assert all(site.ask("qwen.example", within=SOON_S, what=f"{number} {PROMPT}").status_code == 200 for number in range(12))
     after = site.served("qwen")
     assert sum(after.values()) - sum(before.values()) == 12
     assert site.picks("qwen") - picks == 12
@@ -193,7 +188,7 @@ def test_an_annotation_is_in_force_without_envoy_gateway(site):
 
 def test_a_pools_status_says_what_gateways_and_its_picker_say(site):
     ready = {"Deployment", "Gateway"}
-    until(lambda: site.parents("qwen").keys() == ready, "an entry for each")
+    until(lambda: site.parents("qwen").keys() == ready, within=SOON_S, what="an entry for each")
     parents = site.parents("qwen")
     assert parents["Gateway"] == {"Accepted": ("True", "Accepted"), "ResolvedRefs": ("True", "ResolvedRefs")}
     assert parents["Deployment"]["PickerReady"][0] == "True"
@@ -201,7 +196,7 @@ def test_a_pools_status_says_what_gateways_and_its_picker_say(site):
 
 def test_two_pools_share_by_weight(site):
     site.node.apply(route("canary", "canary.example", ("qwen", 3), ("llama", 1)))
-    until(lambda: site.status("canary.example") == 200, "the canary answers")
+    until(lambda: site.status("canary.example") == 200, within=SOON_S, what="the canary answers")
     before = sum(site.served("llama").values())
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: site.status("canary.example"), range(400))) == {200}
@@ -217,7 +212,7 @@ def test_two_pools_share_by_weight(site):
 
 def test_a_missing_pool_loses_its_own_share_alone(site):
     site.node.apply(route("half", "half.example", ("qwen", 1), ("nowhere", 1)))
-    until(lambda: site.status("half.example") == 200, "half of it answers")
+    until(lambda: site.status("half.example") == 200, within=SOON_S, what="half of it answers")
     outcomes = Counter(site.status("half.example") for _ in range(100))
     assert outcomes.keys() == {200, 500}
     assert 25 < outcomes[200] < 75, outcomes
@@ -256,9 +251,9 @@ def test_without_a_picker_a_pool_fails_as_it_says(site, name, outcome):
     annotate = ("-n", site.node.name, "annotate", "--overwrite", f"inferencepools.{POOL}/{name}")
     site.node.kubectl(*annotate, "inference.networking.x-k8s.io/epp-overlay=none")
     of = ("-n", "envoy-gateway-system", "-l", site.labels(name))
-    until(lambda: not site.node.items("pods", *of), "its pickers are gone", within=90)
+    until(lambda: not site.node.items("pods", *of), within=90, what="its pickers are gone")
     time.sleep(2)
     assert {site.status(host) for _ in range(20)} <= outcome
-    site.node.kubectl(*annotate, "inference.networking.x-k8s.io/epp-overlay-")
+    site.node.kubectl(*annotate, within=SOON_S, what="inference.networking.x-k8s.io/epp-overlay-")
     site.picker_rolled_out(name)
-    until(lambda: site.status(host) == 200, "it serves again")
+    until(lambda: site.status(host) == 200, within=SOON_S, what="it serves again")
