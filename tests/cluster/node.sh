@@ -189,14 +189,18 @@ envoy_gateway() {
 up() {
     needs "containerd runc containernetworking-plugins nftables conntrack iproute2 openssl util-linux" \
         containerd ctr runc /usr/lib/cni/bridge nft conntrack ip openssl nsenter
-    control_plane
+    prepare
     routing
     cgroups
-    container_runtime
+    # Images take as long as the API server does.
+    container_runtime &
+    local runtime=$!
+    control_plane
+    wait "$runtime"
     kubelet_and_proxy
     sed "s/@DNS_IP@/$SERVICE_DNS_IP/" "$HERE/coredns.yaml" | kubectl apply -f - >/dev/null
-    wait_for_rollout 90 kube-system coredns
     envoy_gateway
+    wait_for_rollout 90 kube-system coredns
 }
 
 # load ARCHIVE...: images from what `docker save` or `cargo xtask image` writes.

@@ -37,6 +37,7 @@ Y
 
 up() {
     needs "iproute2 openssl util-linux" ip openssl nsenter
+    prepare
     control_plane
     # Outside RBAC's default roles; right for the tests' own.
     kubeconfig kwok "/O=system:masters/CN=kwok"

@@ -118,11 +118,14 @@ keys() {
     openssl rsa -in "$RUN/pki/sa.key" -pubout -out "$RUN/pki/sa.pub" 2>/dev/null
 }
 
-# control_plane: etcd, the API server, the controllers and the scheduler.
-control_plane() {
+prepare() {
     mkdir -p "$RUN/pki" "$RUN/pid" "$RUN/log"
     network
     keys
+}
+
+# control_plane: etcd, the API server, the controllers and the scheduler.
+control_plane() {
     local names=localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local
     certificate apiserver "/CN=kube-apiserver" "DNS:$names,IP:127.0.0.1,IP:$API_IP,IP:$SERVICE_API_IP"
     # By which it reaches a kubelet.

@@ -71,6 +71,7 @@ pub(crate) fn run(root: &Path, cluster: Cluster) -> anyhow::Result<()> {
                 .current_dir(root.join("tests"))
                 .env("KUBECONFIG", kubeconfig(&cache))
                 .env("KUBECTL", &node.kubectl)
+                .env("KUBECACHEDIR", cache.path("cluster-run/kubectl"))
                 .args(["-m", "pytest", "cluster"]);
             must_succeed(&mut pytest)?;
         }
