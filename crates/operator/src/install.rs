@@ -17,6 +17,9 @@ const METRICS_PORT: u16 = 9090;
 /// Where it answers Envoy Gateway and Envoys.
 const EXTENSION_PORT: u16 = 5005;
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
+/// What Envoy Gateway may besides, and the account that its chart makes for it.
+const ENVOY_GATEWAY_ROLE: &str = "pointsman-envoy-gateway";
+const ENVOY_GATEWAY_ACCOUNT: &str = "envoy-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// How the controller is to run.
@@ -70,6 +73,8 @@ impl Installation {
             self.binding("ClusterRole", None),
             gateway_role(&self.options.gateway_namespace),
             self.binding("Role", Some(&self.options.gateway_namespace)),
+            envoy_gateways_role(),
+            envoy_gateways_binding(&self.options.gateway_namespace),
             self.pod_disruption_budget(),
             self.service(),
             self.deployment(),
@@ -260,6 +265,28 @@ fn cluster_role() -> Value {
         "kind": "ClusterRole",
         "metadata": { "name": NAME, "labels": labels() },
         "rules": rules,
+    })
+}
+
+/// What Envoy Gateway needs to know of pools that routes name; its own chart grants it nothing of them.
+fn envoy_gateways_role() -> Value {
+    let groups = ["inference.networking.k8s.io", "inference.networking.x-k8s.io"];
+    let read = ["get", "list", "watch"];
+    json!({
+        "apiVersion": format!("{RBAC}/v1"),
+        "kind": "ClusterRole",
+        "metadata": { "name": ENVOY_GATEWAY_ROLE, "labels": labels() },
+        "rules": [{ "apiGroups": groups, "resources": ["inferencepools"], "verbs": read }],
+    })
+}
+
+fn envoy_gateways_binding(namespace: &str) -> Value {
+    json!({
+        "apiVersion": format!("{RBAC}/v1"),
+        "kind": "ClusterRoleBinding",
+        "metadata": { "name": ENVOY_GATEWAY_ROLE, "labels": labels() },
+        "roleRef": { "apiGroup": RBAC, "kind": "ClusterRole", "name": ENVOY_GATEWAY_ROLE },
+        "subjects": [{ "kind": "ServiceAccount", "name": ENVOY_GATEWAY_ACCOUNT, "namespace": namespace }],
     })
 }
 
