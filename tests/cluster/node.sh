@@ -23,7 +23,8 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/../kubernetes/common.sh"
 SOCKET=$RUN/containerd/containerd.sock
 GATEWAYS=envoy-gateway-system
-# What kubelet sets on the machine and not in the namespace.
+# What kubelet changes of the machine is the same for all nodes on it: the first remembers here how it was, the last restores it.
+MACHINE=/run/pointsman-node
 SYSCTLS="vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes"
 
 containers() { ctr --address "$SOCKET" --namespace k8s.io "$@"; }
@@ -108,6 +109,21 @@ T
     done
 }
 
+remember_machine() {
+    [ -d "$MACHINE" ] && return
+    mkdir "$MACHINE"
+    for name in $SYSCTLS; do echo "$name $(cat "/proc/sys/$name")"; done >"$MACHINE/sysctls"
+    # kubelet's socket for devices is there, whatever --root-dir says.
+    [ -e /var/lib/kubelet ] || touch "$MACHINE/without-kubelet"
+}
+
+restore_machine() {
+    if [ ! -d "$MACHINE" ] || pgrep -x --runstates D,R,S kubelet >/dev/null; then return; fi
+    while read -r name value; do echo "$value" >"/proc/sys/$name" || true; done <"$MACHINE/sysctls"
+    [ ! -f "$MACHINE/without-kubelet" ] || rm -rf /var/lib/kubelet
+    rm -r "$MACHINE"
+}
+
 kubelet_and_proxy() {
     kubeconfig kubelet "/O=system:nodes/CN=system:node:$NODE"
     kubeconfig kube-proxy "/CN=system:kube-proxy"
@@ -144,12 +160,7 @@ mode: nftables
 # How late a Service may work; 1 s unless told.
 nftables: {minSyncPeriod: 100ms}
 Y
-    for name in $SYSCTLS; do
-        [ -f "$RUN/sysctls" ] || echo "$name $(cat "/proc/sys/$name")"
-    done >"$RUN/sysctls.new"
-    [ -f "$RUN/sysctls" ] || mv "$RUN/sysctls.new" "$RUN/sysctls"
-    # Its socket for devices is there, whatever --root-dir says.
-    [ -e /var/lib/kubelet ] || touch "$RUN/own-var-lib-kubelet"
+    remember_machine
     start kubelet --config "$RUN/kubelet.yaml" --kubeconfig "$RUN/kubelet.kubeconfig" --root-dir "$RUN/kubelet" \
         --cert-dir "$RUN/kubelet/pki" --hostname-override "$NODE" --node-ip "$API_IP"
     start kube-proxy --config "$RUN/kube-proxy.yaml"
@@ -241,8 +252,7 @@ leftovers() {
         rm -f /var/lib/cni/results/*-"$(basename "$task")"-*
     done
     find /var/log/containers -maxdepth 1 -lname "$RUN/*" -delete 2>/dev/null || true
-    [ ! -f "$RUN/own-var-lib-kubelet" ] || rm -rf /var/lib/kubelet/device-plugins
-    for folder in /run/containerd/s /run/containerd /var/log/containers /var/lib/cni/results /var/lib/cni /var/lib/kubelet; do
+    for folder in /run/containerd/s /run/containerd /var/log/containers /var/lib/cni/results /var/lib/cni; do
         rmdir "$folder" 2>/dev/null || true
     done
 }
@@ -258,9 +268,7 @@ down() {
         find "$hierarchy/$CLUSTER" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done
     leftovers
-    if [ -f "$RUN/sysctls" ]; then
-        while read -r name value; do echo "$value" >"/proc/sys/$name" || true; done <"$RUN/sysctls"
-    fi
+    restore_machine
     no_network
     # What `ip netns` mounts for the first namespace; busy, and left, while there are others.
     umount /run/netns 2>/dev/null && rmdir /run/netns || true
