@@ -86,7 +86,7 @@ class Site:
         self.node.kubectl("rollout", "status", "deployment", *of, "--timeout=90s")
 
     def ask(self, host: str, prompt: str = "Which track?", **fields: object) -> httpx.Response:
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, **fields}
+        body = {"model": "sim", "prompt": prompt, "max_tokens": 4, **fields}
         return self.client.post("/v1/completions", json=body, headers={"host": host})
 
     def status(self, host: str) -> int | str:
@@ -151,7 +151,7 @@ class Load:
 
     def _run(self) -> None:
         with httpx.Client(base_url=self.site.client.base_url, timeout=30, trust_env=False) as client:
-            body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 8}
+            body = {"model": "sim", "prompt": PROMPT, "max_tokens": 8}
             while not self._stop.is_set():
                 try:
                     outcome = client.post("/v1/completions", json=body, headers={"host": self.host}).status_code
@@ -254,6 +254,6 @@ def test_without_a_picker_a_pool_fails_as_it_says(site, name, outcome):
     until(lambda: not site.node.items("pods", *of), within=90, what="its pickers are gone")
     time.sleep(2)
     assert {site.status(host) for _ in range(20)} <= outcome
-    site.node.kubectl(*annotate, within=SOON_S, what="inference.networking.x-k8s.io/epp-overlay-")
+    site.node.kubectl(*annotate, "inference.networking.x-k8s.io/epp-overlay-")
     site.picker_rolled_out(name)
     until(lambda: site.status(host) == 200, within=SOON_S, what="it serves again")

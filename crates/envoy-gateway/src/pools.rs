@@ -261,7 +261,12 @@ fn health_check(it: &mut Writer) {
         check.duration(INTERVAL, Duration::from_secs(1));
         check.wrapped(UNHEALTHY_THRESHOLD, 2);
         check.wrapped(HEALTHY_THRESHOLD, 1);
-        check.message(GRPC_HEALTH_CHECK, |grpc| grpc.bytes(1, "envoy.service.ext_proc.v3.ExternalProcessor"));
+        check.message(GRPC_HEALTH_CHECK, |grpc| {
+            const SERVICE_NAME: u32 = 1;
+            const AUTHORITY: u32 = 2;
+            grpc.bytes(SERVICE_NAME, "envoy.service.ext_proc.v3.ExternalProcessor");
+            grpc.bytes(AUTHORITY, xds::AUTHORITY);
+        });
         check.duration(NO_TRAFFIC_INTERVAL, Duration::from_secs(1));
         check.duration(UNHEALTHY_EDGE_INTERVAL, Duration::from_millis(250));
     });
