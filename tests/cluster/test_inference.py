@@ -25,10 +25,12 @@ def model_servers(name: str, replicas: int, *flags: str) -> dict:
         "args": ["sim", "--count", "1", "--listen", "0.0.0.0:8000", "--speed", "20", *flags],
         "ports": [{"containerPort": 8000}],
         "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
+        # As docs/envoy-gateway.md advises: what is under way ends before the server does.
+        "lifecycle": {"preStop": {"sleep": {"seconds": 4}}},
     }
     template = {
         "metadata": {"labels": {"app": name}},
-        "spec": {"containers": [container], "terminationGracePeriodSeconds": 5},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 10},
     }
     spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
@@ -229,6 +231,27 @@ def test_model_servers_come_and_go_without_a_lost_request(site):
         time.sleep(8)
         site.node.kubectl("-n", site.node.name, "scale", "deployment/qwen", "--replicas=3")
         site.node.kubectl("-n", site.node.name, "rollout", "status", "deployment/qwen", "--timeout=60s")
+    assert load.outcomes.keys() == {200}, load.outcomes
+
+
+def test_whose_picker_it_is_reaches_envoy_without_a_route_that_changes(site):
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "llama-epp"}, "spec": {"ports": [{"port": 9002}]}}
+    site.node.apply(service)
+    # Nobody is behind it, and the pool fails closed.
+    until(lambda: site.status("llama.example") in (500, 503), within=SOON_S, what="its own picker, which is not there, is asked")
+    site.node.kubectl("-n", site.node.name, "delete", "service", "llama-epp")
+    site.picker_rolled_out("llama")
+    until(lambda: site.status("llama.example") == 200, within=SOON_S, what="ours is asked again")
+
+
+def test_controllers_are_replaced_without_a_lost_request(site):
+    of = ("-n", "pointsman-system", "deployment/pointsman-controller")
+    with Load(site, "qwen.example") as load:
+        site.node.kubectl("rollout", "restart", *of)
+        site.node.kubectl("rollout", "status", *of, "--timeout=90s")
+        site.node.kubectl("-n", site.node.name, "rollout", "restart", "deployment/qwen")
+        site.node.kubectl("-n", site.node.name, "rollout", "status", "deployment/qwen", "--timeout=90s")
+        time.sleep(8)
     assert load.outcomes.keys() == {200}, load.outcomes
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from harness.envoy import MODES, stand
-from harness.manifests import LABELS, QUEUEING, ManifestFile, pool_v1
+from harness.manifests import LABELS, QUEUE_TTL, QUEUEING, ManifestFile, pool_v1
 from harness.pointsman import Metrics
 from harness.wait import until
 
@@ -22,6 +22,8 @@ OF_EACH = 20
 FILLERS_MAX = 200
 SEQUENCES = 4
 """That a server runs at once (conftest.py)."""
+PATIENT = {QUEUEING: "enabled", QUEUE_TTL: "10m"}
+"""Who goes first is asked here, and not who waits too long: on a busy machine vLLM takes its time."""
 IN_FLIGHT_MAX = 16
 """On a server whose metrics are stale (annotations.md): vLLM on a busy CPU does not always tell them in time."""
 
@@ -52,7 +54,7 @@ def through_the_gateway(servers, folder, start) -> Iterator[tuple[httpx.Client, 
         for number, server in enumerate(servers)
     ]
     file = ManifestFile(folder / "pool.yaml")
-    file.write(pool_v1({QUEUEING: "enabled"}), *slices, *objectives("pool"))
+    file.write(pool_v1(PATIENT), *slices, *objectives("pool"))
     pointsman = start("-f", file.path)
     yield pointsman.client, pointsman.metrics
 
@@ -60,7 +62,7 @@ def through_the_gateway(servers, folder, start) -> Iterator[tuple[httpx.Client, 
 @contextmanager
 def through_envoy(example: str, servers, folder) -> Iterator[tuple[httpx.Client, Callable[[], Metrics]]]:
     with stand(folder, example, [server.address for server in servers]) as house:
-        house.declare(*objectives("example"), annotations={QUEUEING: "enabled"})
+        house.declare(*objectives("example"), annotations=PATIENT)
         yield house.client, house.picker.metrics
 
 

@@ -28,4 +28,4 @@ pub use discovery::{Addresses, Subscriptions};
 pub use known::{Backend, Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
 pub use service::{ExtensionServer, PATHS};
 pub use stamp::StampedPool;
-pub use translate::{Fault, Setting, Translated, Translation, translate};
+pub use translate::{Fault, REVISION, Setting, Translated, Translation, translate};

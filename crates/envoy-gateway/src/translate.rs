@@ -12,6 +12,10 @@ use crate::stamp::StampedPool;
 use crate::xds::{cluster, route};
 use crate::{filter, pools};
 
+/// What is put into a translation, by number: raised whenever that changes, so that Envoy Gateway is asked to translate again when a
+/// newer one of us takes over.
+pub const REVISION: u32 = 1;
+
 /// The resources of a translation, each as Envoy Gateway wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Translation {

@@ -10,6 +10,7 @@
 //! - Nothing is deleted unless the API server says, asked again, that the pool is gone.
 
 mod events;
+mod gateways;
 mod live;
 mod models;
 mod reconcile;
@@ -27,7 +28,7 @@ use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Client, Error};
-use pool::{Manifest, PoolId, PoolPolicy, PoolVersion};
+use pool::{InferencePool, Manifest, PoolId, PoolPolicy, PoolVersion};
 use serde_json::Value;
 use telemetry::ControllerMetrics;
 use tokio::time::{Instant, sleep_until};
@@ -38,7 +39,7 @@ use crate::resources;
 use crate::watch::{Change, Collection, Key};
 use live::{Kind, Live};
 use models::Model;
-use reconcile::{Bound, Job, Known, Means};
+use reconcile::{Job, Known, Means};
 
 /// Pools that are looked at together.
 const PARALLEL: usize = 16;
@@ -93,7 +94,8 @@ pub struct Controller {
     own: BTreeMap<Kind, Collection<DynamicObject, Live>>,
     models: Collection<DynamicObject, Option<Model>>,
     routes: Collection<DynamicObject, Option<HttpRoute>>,
-    gateways: Collection<DynamicObject, ()>,
+    /// Each with the digest that it carries.
+    gateways: Collection<DynamicObject, Option<String>>,
     /// The pools that each HTTPRoute named when it was looked at last.
     bound: BTreeMap<Key, BTreeSet<PoolId>>,
     /// The picker of the installation, and whether it is ready.
@@ -111,6 +113,8 @@ enum Work {
     Picker(PoolId),
     /// To tell a pool's InferenceModels who has which name.
     Models(PoolId),
+    /// To have Envoy Gateway translate a Gateway again.
+    Gateway(Key),
 }
 
 /// A pool, and what of it says whom else it concerns.
@@ -166,7 +170,7 @@ impl Controller {
                 Model::read,
             ),
             routes: Collection::new("HTTPRoutes".to_owned(), routes, config(), HttpRoute::read),
-            gateways: Collection::new("Gateways".to_owned(), gateways, config(), |_| ()),
+            gateways: Collection::new("Gateways".to_owned(), gateways, config(), gateways::read),
             bound: BTreeMap::new(),
             marked: BTreeSet::new(),
             under_way: BTreeSet::new(),
@@ -253,6 +257,16 @@ impl Controller {
                     (work, outcome)
                 })
             }
+            Work::Gateway(key) => {
+                let wake = self.wake(key);
+                Box::pin(async move {
+                    let outcome = match &wake {
+                        Some(wake) => gateways::tell(&means, wake).await,
+                        None => Ok(()),
+                    };
+                    (work, outcome)
+                })
+            }
             Work::Models(id) => {
                 let told: Vec<_> =
                     models::judge(self.models_of(&id.namespace).filter(|model| model.pool == *id))
@@ -314,7 +328,11 @@ impl Controller {
                 Change::Nothing => (Concerned::Nobody, false),
             },
             // They come and go seldom.
-            change = gateways.changed() => (Concerned::Nobody, matches!(change, Change::Gone(..) | Change::Any)),
+            change = gateways.changed() => match change {
+                Change::Set(key) => (Concerned::Gateway(key), false),
+                Change::Gone(..) | Change::Any => (Concerned::Nobody, true),
+                Change::Nothing => (Concerned::Nobody, false),
+            },
             change = changed(shared) => (Concerned::Nobody, change != Change::Nothing),
             Some(change) = own.next() => match change {
                 Change::Set(key) => (Concerned::Owner(key), false),
@@ -342,6 +360,13 @@ impl Controller {
             Concerned::Picker(key) => {
                 self.seen_by(key, |seen| seen.known.pool.picker.as_ref().map(|picker| picker.name.as_str()))
             }
+            Concerned::Gateway(key) => {
+                let routes = self.routes.objects().values().flatten();
+                let routes = routes.filter(|route| route.parents.iter().any(|to| to.gateway == key));
+                let ids = routes.flat_map(HttpRoute::pools).collect();
+                self.marked.insert(Work::Gateway(key));
+                ids
+            }
             Concerned::Route(key) => {
                 let named = self.routes.objects().get(&key).and_then(Option::as_ref).map(HttpRoute::pools);
                 let before = match named.clone() {
@@ -351,7 +376,11 @@ impl Controller {
                 named.into_iter().chain(before).flatten().collect()
             }
         };
-        self.marked.extend(ids.into_iter().map(Work::Picker));
+        for id in ids {
+            let gateways = self.gateways_of(&id).into_keys().map(Work::Gateway);
+            self.marked.extend(gateways);
+            self.marked.insert(Work::Picker(id));
+        }
     }
 
     fn models_of(&self, namespace: &str) -> impl Iterator<Item = &Model> {
@@ -379,7 +408,8 @@ impl Controller {
             self.own.values().flat_map(|kind| kind.objects().values()).filter_map(|live| live.pool.clone());
         let pickers = pools.chain(own).map(Work::Picker);
         let models = self.models.objects().values().flatten().map(|model| Work::Models(model.pool.clone()));
-        let all: Vec<Work> = pickers.chain(models).collect();
+        let gateways = self.gateways.objects().keys().cloned().map(Work::Gateway);
+        let all: Vec<Work> = pickers.chain(models).chain(gateways).collect();
         self.marked.extend(all);
         let routes = self.routes.objects().iter();
         self.bound = routes.filter_map(|(key, route)| Some((key.clone(), route.as_ref()?.pools()))).collect();
@@ -404,10 +434,7 @@ impl Controller {
             let live = objects.objects().get(&(namespace.clone(), names::picker(id)))?;
             (live.pool.as_ref() == Some(id)).then(|| (*kind, live.clone()))
         });
-        let named = pool.as_ref().and_then(|known| known.pool.picker.as_ref());
-        let is_there = named.is_some_and(|picker| {
-            self.services.objects().contains_key(&(id.namespace.clone(), picker.name.clone()))
-        });
+        let is_there = pool.as_ref().is_some_and(|known| self.is_picker_there(&known.pool));
         let brings_picker = self.pickers.brings_its_own(is_there);
         let shared_is_ready =
             self.shared.as_ref().is_some_and(|shared| shared.objects().values().any(|ready| *ready));
@@ -423,31 +450,26 @@ impl Controller {
         }
     }
 
-    /// The Gateways by which routes lead to a pool.
-    fn gateways_of(&self, id: &PoolId) -> BTreeMap<Key, Bound> {
-        let mut gateways: BTreeMap<Key, Bound> = BTreeMap::new();
-        let routes = self.routes.objects().iter().filter_map(|(key, route)| Some((key, route.as_ref()?)));
-        for ((namespace, name), route) in routes {
-            if !route.rules.iter().flatten().any(|backend| backend.pool.as_ref() == Some(id)) {
-                continue;
-            }
-            for parent in &route.parents {
-                if !self.gateways.objects().contains_key(&parent.gateway) {
-                    continue;
-                }
-                let (accepted, message) = (parent.accepted, parent.message.clone());
-                let bound = Bound { accepted, route: format!("{namespace}/{name}"), message };
-                match gateways.get(&parent.gateway) {
-                    Some(there) if there.accepted || !bound.accepted => {}
-                    _ => drop(gateways.insert(parent.gateway.clone(), bound)),
-                }
-            }
-        }
-        gateways
+    /// Whether the Service that a pool names as its picker is there.
+    fn is_picker_there(&self, pool: &InferencePool) -> bool {
+        pool.picker.as_ref().is_some_and(|picker| {
+            self.services.objects().contains_key(&(pool.id.namespace.clone(), picker.name.clone()))
+        })
+    }
+
+    /// Whether the pool's own picker is used, and not ours.
+    fn brings_picker(&self, id: &PoolId) -> bool {
+        let key = (id.namespace.clone(), id.name.clone());
+        let seen = self.pools.iter().find_map(|pools| pools.objects().get(&key)?.as_ref());
+        self.pickers.brings_its_own(seen.is_some_and(|seen| self.is_picker_there(&seen.known.pool)))
     }
 
     fn end(&mut self, work: Work, outcome: Result<(), Error>) {
-        let of = if matches!(work, Work::Picker(_)) { "picker" } else { "models" };
+        let of = match work {
+            Work::Picker(_) => "picker",
+            Work::Models(_) => "models",
+            Work::Gateway(_) => "gateway",
+        };
         self.means.metrics.count_reconcile(of, outcome.is_ok());
         let Err(error) = outcome else {
             self.failed.remove(&work);
@@ -458,10 +480,18 @@ impl Controller {
         let wait = first.saturating_mul(1 << times.min(16)).min(most);
         // A conflict is no more than somebody else's change, which is on its way here.
         if reconcile::code(&error) != Some(409) {
-            let (Work::Picker(id) | Work::Models(id)) = &work;
-            let what =
-                if matches!(work, Work::Picker(_)) { "its picker is" } else { "its models' status is" };
-            tracing::warn!(pool = %id, retry_in = ?wait, "{what} not as it should be: {}", reconcile::said(&error));
+            let said = reconcile::said(&error);
+            match &work {
+                Work::Picker(id) => {
+                    tracing::warn!(pool = %id, retry_in = ?wait, "its picker is not as it should be: {said}");
+                }
+                Work::Models(id) => {
+                    tracing::warn!(pool = %id, retry_in = ?wait, "its models' status is not as it should be: {said}");
+                }
+                Work::Gateway((namespace, name)) => {
+                    tracing::warn!(gateway = %format!("{namespace}/{name}"), retry_in = ?wait, "Envoy Gateway is not woken: {said}");
+                }
+            }
         }
         self.failed.insert(work, Failed { times: times.saturating_add(1), again: Instant::now() + wait });
     }
@@ -481,6 +511,8 @@ enum Concerned {
     Picker(Option<Key>),
     /// The pools that it names, or did.
     Route(Key),
+    /// Itself, and whoever is led to by it.
+    Gateway(Key),
 }
 
 fn pool_of(change: Change<Option<Seen>>) -> (Concerned, bool) {

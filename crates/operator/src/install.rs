@@ -255,7 +255,9 @@ fn cluster_role() -> Value {
         json!({ "apiGroups": [""], "resources": ["configmaps", "services"], "verbs": read }),
         // What its answers to Envoy Gateway and Envoys are made of.
         json!({ "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read }),
-        json!({ "apiGroups": [GATEWAY_API], "resources": ["gatewayclasses", "gateways", "httproutes"], "verbs": read }),
+        json!({ "apiGroups": [GATEWAY_API], "resources": ["gateways", "httproutes"], "verbs": read }),
+        // The annotation that wakes Envoy Gateway.
+        json!({ "apiGroups": [GATEWAY_API], "resources": ["gateways"], "verbs": ["patch"] }),
         json!({ "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] }),
         json!({ "apiGroups": [RBAC], "resources": ["rolebindings", "roles"], "verbs": make }),
     ];

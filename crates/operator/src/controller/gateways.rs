@@ -1,0 +1,102 @@
+//! Gateways: which lead to a pool, and what wakes Envoy Gateway. Of what its Envoys are told it watches HTTPRoutes and pools, and not whose picker a pool has, nor which
+//! revision of us answers; and of an HTTPRoute it may have heard before we did. So each Gateway that leads to pools carries a digest of
+//! what its translation is made of here: when that changes the annotation does, and Envoy Gateway asks again.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use envoy_gateway::REVISION;
+use kube::Error;
+use kube::ResourceExt as _;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use pool::PoolId;
+use serde_json::json;
+
+use super::Controller;
+use super::reconcile::{Bound, FIELD_MANAGER, Means, code};
+use crate::render::names;
+use crate::resources;
+use crate::watch::Key;
+
+/// Envoy Gateway translates a Gateway again when an annotation with this prefix changes.
+const ANNOTATION: &str = "gateway.envoyproxy.io/pointsman";
+const NOT_FOUND: u16 = 404;
+
+/// The digest that a Gateway carries.
+pub(super) fn read(gateway: DynamicObject) -> Option<String> {
+    gateway.annotations().get(ANNOTATION).cloned()
+}
+
+/// What a Gateway is to carry.
+pub(super) struct Wake {
+    gateway: Key,
+    digest: String,
+}
+
+impl Controller {
+    /// The Gateways by which routes lead to a pool.
+    pub(super) fn gateways_of(&self, id: &PoolId) -> BTreeMap<Key, Bound> {
+        let mut gateways: BTreeMap<Key, Bound> = BTreeMap::new();
+        let routes = self.routes.objects().iter().filter_map(|(key, route)| Some((key, route.as_ref()?)));
+        for ((namespace, name), route) in routes {
+            if !route.rules.iter().flatten().any(|backend| backend.pool.as_ref() == Some(id)) {
+                continue;
+            }
+            for parent in &route.parents {
+                if !self.gateways.objects().contains_key(&parent.gateway) {
+                    continue;
+                }
+                let (accepted, message) = (parent.accepted, parent.message.clone());
+                let bound = Bound { accepted, route: format!("{namespace}/{name}"), message };
+                match gateways.get(&parent.gateway) {
+                    Some(there) if there.accepted || !bound.accepted => {}
+                    _ => drop(gateways.insert(parent.gateway.clone(), bound)),
+                }
+            }
+        }
+        gateways
+    }
+
+    /// What is to be told Envoy Gateway of that Gateway; none where it carries that already, or leads to no pool.
+    pub(super) fn wake(&self, gateway: &Key) -> Option<Wake> {
+        let there = self.gateways.objects().get(gateway)?;
+        let mut made_of = format!("{REVISION}");
+        let mut leads_to_pools = false;
+        for (key, route) in self.routes.objects() {
+            let Some(route) =
+                route.as_ref().filter(|route| route.parents.iter().any(|to| to.gateway == *gateway))
+            else {
+                continue;
+            };
+            leads_to_pools = true;
+            let _ = write!(made_of, "\n{key:?} {:?}", route.rules);
+            for id in route.pools() {
+                let _ = write!(made_of, " {id}:{}", self.brings_picker(&id));
+            }
+        }
+        let digest = names::hash(&made_of);
+        (leads_to_pools && *there != Some(digest.clone())).then(|| Wake { gateway: gateway.clone(), digest })
+    }
+}
+
+/// Writes it.
+///
+/// # Errors
+/// What the API server said; to be tried again.
+pub(super) async fn tell(means: &Means, wake: &Wake) -> Result<(), Error> {
+    let resource = resources::gateways();
+    let (namespace, name) = &wake.gateway;
+    let change = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": { "name": name, "namespace": namespace, "annotations": { ANNOTATION: wake.digest } },
+    });
+    let parameters = PatchParams { force: true, ..PatchParams::apply(FIELD_MANAGER) };
+    means.metrics.count_write("Gateway");
+    let api: Api<DynamicObject> = Api::namespaced_with(means.client.clone(), namespace, &resource);
+    match api.patch(name, &parameters, &Patch::Apply(&change)).await {
+        Ok(_) => Ok(()),
+        Err(error) if code(&error) == Some(NOT_FOUND) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
