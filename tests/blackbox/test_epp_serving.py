@@ -17,7 +17,7 @@ from harness.manifests import PoolFile
 from harness.tls import Authority, name_served
 from harness.wait import holds, until
 
-SERVICES = ["", "liveness", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"]
+SERVICES = ["", "liveness", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor"]
 REPLACED_S = 2
 """A new certificate is served within this time (docs/operations.md)."""
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # image.sh NAME ARCHIVE ENTRYPOINT FILE=PATH...: an image with those files of this machine at those paths, as `docker save` writes it,
-# and beside it, in ARCHIVE without .tar and with .name, what containerd calls it. The libraries that a program is linked with go
+# that starts with those words, and beside it, in ARCHIVE without .tar and with .name, what containerd calls it. The libraries that a program is linked with go
 # along. Nobody's number runs it, and PATH and /tmp are there.
 set -euo pipefail
-name=$1 archive=$2 entrypoint=$3
+name=$1 archive=$2 entrypoint="\"${3// /\", \"}\""
 shift 3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -23,7 +23,7 @@ tar -C "$work/root" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -
 layer=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
 cat >"$work/config.json" <<J
 {"architecture": "amd64", "os": "linux", "created": "1970-01-01T00:00:00Z",
- "config": {"User": "65532:65532", "Entrypoint": ["$entrypoint"], "Env": ["PATH=/usr/local/bin"]},
+ "config": {"User": "65532:65532", "Entrypoint": [$entrypoint], "Env": ["PATH=/usr/local/bin"]},
  "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]}}
 J
 echo "[{\"Config\": \"config.json\", \"RepoTags\": [\"$name\"], \"Layers\": [\"layer.tar\"]}]" >"$work/manifest.json"

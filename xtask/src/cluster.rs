@@ -1,5 +1,7 @@
 //! `cargo xtask cluster`: a real Kubernetes of one node on this machine, as tests/cluster/node.sh describes it.
 
+mod conformance;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,6 +41,15 @@ pub(crate) enum Cluster {
     },
     /// Start it if it does not run, and show that it works.
     Test,
+    /// Start it if it does not run, install Pointsman, and run upstream's conformance suite: conformance/README.md.
+    Conformance {
+        /// Pointsman's program; the one of `cargo xtask image` unless named.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+        /// One test, by its short name, and no report; all of them unless named.
+        #[arg(long, value_name = "NAME")]
+        test: Option<String>,
+    },
 }
 
 /// Starts, stops, feeds or tests the node.
@@ -74,6 +85,9 @@ pub(crate) fn run(root: &Path, cluster: Cluster) -> anyhow::Result<()> {
                 .env("KUBECACHEDIR", cache.path("cluster-run/kubectl"))
                 .args(["-m", "pytest", "cluster"]);
             must_succeed(&mut pytest)?;
+        }
+        Cluster::Conformance { program, test } => {
+            conformance::run(root, &cache, program.as_deref(), test.as_deref())?;
         }
     }
     Ok(())

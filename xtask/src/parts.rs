@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use crate::cache::{Cache, Part};
 use crate::process::{must_succeed, stdout_of};
 
-pub(crate) use node::{Node, node};
+pub(crate) use node::{Node, POINTSMAN_IMAGE, node, suite};
 
 const UV: &str = "uv==0.13.9";
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";
@@ -301,9 +301,24 @@ impl Module {
         program: &Path,
         scratch: &Scratch,
     ) -> anyhow::Result<()> {
+        self.make(&["build"], package, linker_flags, program, scratch)
+    }
+
+    /// A program that runs the package's tests.
+    fn build_tests(&self, package: &str, program: &Path, scratch: &Scratch) -> anyhow::Result<()> {
+        self.make(&["test", "-c"], package, "-s -w", program, scratch)
+    }
+
+    fn make(
+        &self,
+        how: &[&str],
+        package: &str,
+        linker_flags: &str,
+        program: &Path,
+        scratch: &Scratch,
+    ) -> anyhow::Result<()> {
         let mut build = self.command();
-        build.env("GOCACHE", &scratch.0).args([
-            "build",
+        build.env("GOCACHE", &scratch.0).args(how).args([
             "-mod=readonly",
             "-trimpath",
             "-buildvcs=false",

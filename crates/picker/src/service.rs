@@ -10,7 +10,8 @@ use crate::parked::Parked;
 use crate::{access_log, process};
 
 /// The services whose health is that of the picker.
-pub const HEALTH_SERVICES: &[&str] = &["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
+pub const HEALTH_SERVICES: &[&str] =
+    &["", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor"];
 /// The service whose health is that of the process.
 pub const LIVENESS: &str = "liveness";
 /// The metadata of an ext_proc stream that names the pool, `namespace/name`, to a picker of many.

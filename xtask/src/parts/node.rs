@@ -18,6 +18,14 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("hello", "./hello"),
 ];
 const ENVOY_GATEWAY: &str = "github.com/envoyproxy/gateway";
+const SUITE: &str = "sigs.k8s.io/gateway-api-inference-extension/conformance";
+const ECHO: &str = "sigs.k8s.io/gateway-api/conformance/echo-basic";
+/// As the suite's manifests call the server that requests are sent to …
+const ECHO_IMAGE: &str = "gcr.io/k8s-staging-gateway-api/echo-basic:v20251106-v1.3.0-263-g47c3435c";
+/// … and upstream's picker.
+const PICKER_IMAGE: &str = "registry.k8s.io/gateway-api-inference-extension/lwepp:v1.6.0";
+/// Pointsman itself, on the node.
+pub(crate) const POINTSMAN_IMAGE: &str = "local/pointsman:1";
 
 /// Where the parts are.
 pub(crate) struct Node {
@@ -35,6 +43,8 @@ struct Image {
     name: String,
     file: &'static str,
     program: PathBuf,
+    /// What the program is started with, before what a pod says.
+    arguments: &'static str,
 }
 
 /// Installs what is not there yet.
@@ -47,19 +57,58 @@ pub(crate) fn node(root: &Path, cache: &Cache) -> anyhow::Result<Node> {
     let helm = go_program(root, cache, "helm", HELM)?;
     let gateway = go_program(root, cache, "envoy-gateway", &format!("{ENVOY_GATEWAY}/cmd/envoy-gateway"))?;
     let (version, chart) = chart(root, cache, &helm)?;
-    let local = |file, program| Image { name: format!("local/{file}:1"), file, program };
+    let local = |file, program| Image { name: format!("local/{file}:1"), file, program, arguments: "" };
     let images = [
         local("pause", programs.join("pause")),
         local("hello", programs.join("hello")),
         local("coredns", coredns),
         local("envoy", envoy(root, cache)?),
-        Image { name: gateway_image(&version), file: "envoy-gateway", program: gateway },
+        Image { name: gateway_image(&version), file: "envoy-gateway", program: gateway, arguments: "" },
     ];
-    let images = pack(root, cache, &images)?;
+    let images = pack(root, cache, "node-images", &images)?;
     let kubernetes = kubernetes(root, cache)?;
     let folders = [kubernetes.as_path(), &programs, helm.parent().context("a program is in a folder")?];
     let path = std::env::join_paths(folders)?.into_string().ok().context("the cache's path is no UTF-8")?;
     Ok(Node { programs: path, kubectl: kubernetes.join("kubectl"), images, chart })
+}
+
+/// What upstream's conformance suite runs as, and with.
+pub(crate) struct Suite {
+    /// Its program.
+    pub(crate) program: PathBuf,
+    /// The release that it is of.
+    pub(crate) version: String,
+    /// Archives of images: Pointsman by [`POINTSMAN_IMAGE`], and by the names in the suite's manifests what they mean by them.
+    pub(crate) archives: [PathBuf; 3],
+}
+
+/// Builds the suite and the server that its requests are sent to, and packs that, and Pointsman in the place of the picker of
+/// upstream's.
+///
+/// # Errors
+/// As [`node`]; or Pointsman's program is not there.
+pub(crate) fn suite(root: &Path, cache: &Cache, pointsman: &Path) -> anyhow::Result<Suite> {
+    let mut module = Module::new(root.join("tests/conformance"))?;
+    module.recipe += &fs::read_to_string(module.folder.join("conformance_test.go"))?;
+    let make = |folder: &Path| {
+        let scratch = Scratch::new(cache)?;
+        module.build_tests(".", &folder.join("conformance"), &scratch)?;
+        module.build(ECHO, "-s -w", &folder.join("echo-basic"), &scratch)
+    };
+    let programs = cache.ensure(&Part { name: "conformance", recipe: module.recipe.clone(), make: &make })?;
+    let [pointsman_name, picker, echo] = [POINTSMAN_IMAGE, PICKER_IMAGE, ECHO_IMAGE].map(str::to_owned);
+    let pointsman = |name, file, arguments| Image { name, file, program: pointsman.to_owned(), arguments };
+    let images = [
+        pointsman(pointsman_name, "pointsman", ""),
+        pointsman(picker, "lwepp", "epp --conformance"),
+        Image { name: echo, file: "echo-basic", program: programs.join("echo-basic"), arguments: "" },
+    ];
+    let folder = pack(root, cache, "conformance-images", &images)?;
+    Ok(Suite {
+        program: programs.join("conformance"),
+        version: module.version(SUITE)?,
+        archives: images.map(|image| folder.join(format!("{}.tar", image.file))),
+    })
 }
 
 /// What the chart calls it.
@@ -115,13 +164,13 @@ fn chart(root: &Path, cache: &Cache, helm: &Path) -> anyhow::Result<(String, Pat
 }
 
 /// The folder of the archives, as tests/cluster/image.sh makes them.
-fn pack(root: &Path, cache: &Cache, images: &[Image]) -> anyhow::Result<PathBuf> {
+fn pack(root: &Path, cache: &Cache, name: &'static str, images: &[Image]) -> anyhow::Result<PathBuf> {
     let script = root.join("tests/cluster/image.sh");
     let mut recipe = fs::read_to_string(&script)?;
     for image in images {
         let about = fs::metadata(&image.program)
             .with_context(|| format!("{} cannot be packed", image.program.display()))?;
-        recipe += &format!("{} {} {:?}\n", image.name, about.len(), about.modified()?);
+        recipe += &format!("{} {} {:?} {}\n", image.name, about.len(), about.modified()?, image.arguments);
     }
     let make = |folder: &Path| {
         fs::create_dir_all(folder)?;
@@ -131,8 +180,9 @@ fn pack(root: &Path, cache: &Cache, images: &[Image]) -> anyhow::Result<PathBuf>
             file.push("=");
             file.push(&inside);
             let archive = folder.join(format!("{}.tar", image.file));
-            must_succeed(Command::new(&script).arg(&image.name).arg(archive).arg(&inside).arg(file))
+            let entry = format!("{inside} {}", image.arguments);
+            must_succeed(Command::new(&script).arg(&image.name).arg(archive).arg(entry.trim_end()).arg(file))
         })
     };
-    cache.ensure(&Part { name: "node-images", recipe, make: &make })
+    cache.ensure(&Part { name, recipe, make: &make })
 }

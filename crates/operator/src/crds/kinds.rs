@@ -19,7 +19,6 @@ use super::condition::{Condition, pending};
     shortname = "xinfpool",
     status = "InferencePoolStatus",
     annotation("api-approved.kubernetes.io", "unapproved, experimental-only"),
-    annotation("inference.networking.k8s.io/bundle-version", "v1.4.0"),
     doc = "InferencePool: model servers that serve the same models, and the endpoint picker in front of them."
 )]
 #[serde(rename_all = "camelCase")]
@@ -165,7 +164,6 @@ struct TargetModel {
     kind = "InferenceObjective",
     namespaced,
     status = "InferenceObjectiveStatus",
-    annotation("inference.networking.k8s.io/bundle-version", "v1.5.0"),
     printcolumn = r#"{"name":"Inference Pool","jsonPath":".spec.poolRef.name","type":"string"}"#,
     printcolumn = r#"{"name":"Priority","jsonPath":".spec.priority","type":"string"}"#,
     printcolumn = r#"{"name":"Age","jsonPath":".metadata.creationTimestamp","type":"date"}"#,
@@ -189,7 +187,6 @@ pub(crate) struct InferenceObjectiveSpec {
     kind = "InferenceModelRewrite",
     namespaced,
     status = "InferenceModelRewriteStatus",
-    annotation("inference.networking.k8s.io/bundle-version", "v1.5.0"),
     printcolumn = r#"{"name":"Inference Pool","jsonPath":".spec.poolRef.name","type":"string"}"#,
     printcolumn = r#"{"name":"Age","jsonPath":".metadata.creationTimestamp","type":"date"}"#,
     doc = "InferenceModelRewrite: which model the model of a request becomes, by weight."
