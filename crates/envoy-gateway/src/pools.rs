@@ -54,7 +54,7 @@ pub(crate) fn of_pool(template: &Bytes, name: &str, pool: &StampedPool) -> Resul
     }
     it.set(cluster::LOAD_BALANCING_POLICY, the_picked_endpoint);
     it.set(cluster::IGNORE_HEALTH_ON_HOST_REMOVAL, |it| {
-        it.bool(cluster::IGNORE_HEALTH_ON_HOST_REMOVAL, true)
+        it.bool(cluster::IGNORE_HEALTH_ON_HOST_REMOVAL, true);
     });
     it.edit(cluster::CIRCUIT_BREAKERS, let_through)?;
     speak(&mut it, pool.h2c)?;

@@ -45,8 +45,8 @@ impl ExtensionServer {
     async fn hook(&self, name: &str, mut call: Call) {
         let request = match call.next().await {
             Ok(Some(request)) => request,
-            Ok(None) => return call.finish(&invalid("the request is missing")),
-            Err(broken) => return call.finish(&invalid(broken)),
+            Ok(None) => return call.finish(&invalid(&"the request is missing")),
+            Err(broken) => return call.finish(&invalid(&broken)),
         };
         let Some(answer) = self.answer(name, &request).await.transpose() else {
             return call.finish(&Status::new(Code::Unimplemented, "no such hook here"));
@@ -59,7 +59,7 @@ impl ExtensionServer {
             }
             Err(malformed) => {
                 tracing::error!("{name}: what Envoy Gateway sent cannot be read: {malformed}");
-                call.finish(&invalid(malformed));
+                call.finish(&invalid(&malformed));
             }
         }
     }
@@ -120,12 +120,12 @@ impl ExtensionServer {
                     Ok(Some(request)) if is_about_endpoints(&request) => match subscriptions.take(&request) {
                         Ok(None) => {}
                         Ok(Some(why)) => tracing::error!("an Envoy refuses the endpoints that it was told: {why}"),
-                        Err(malformed) => return call.finish(&invalid(malformed)),
+                        Err(malformed) => return call.finish(&invalid(&malformed)),
                     },
-                    Ok(Some(_)) => return call.finish(&invalid("endpoints alone are told here")),
+                    Ok(Some(_)) => return call.finish(&invalid(&"endpoints alone are told here")),
                     Ok(None) => return call.finish(&Status::ok()),
                     Err(Broken::Http2(_)) => return,
-                    Err(broken) => return call.finish(&invalid(broken)),
+                    Err(broken) => return call.finish(&invalid(&broken)),
                 },
                 changed = endpoints.changed() => if changed.is_err() {
                     return call.finish(&Status::new(Code::Unavailable, "the controller stops"));
@@ -169,6 +169,48 @@ fn stamp(request: &Bytes) -> Result<Vec<u8>, Malformed> {
     Ok(Writer::of(|answer| answer.bytes(ROUTE, stamped)))
 }
 
-fn invalid(why: impl ToString) -> Status {
+fn invalid(why: &impl ToString) -> Status {
     Status::new(Code::InvalidArgument, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stamp;
+
+    #[test]
+    fn a_route_carries_on_which_pools_envoy_gateway_found() {
+        // In the order of tests/captures: two rules of `canary` with both pools, one of them beside a missing one, and `sole`.
+        let captures: [&[u8]; 4] = [
+            include_bytes!("../tests/captures/route-000.bin"),
+            include_bytes!("../tests/captures/route-001.bin"),
+            include_bytes!("../tests/captures/route-002.bin"),
+            include_bytes!("../tests/captures/route-003.bin"),
+        ];
+        let stamped = captures.map(|capture| {
+            let answer = stamp(&Bytes::from_static(capture)).unwrap();
+            let route = Message::parse(&answer.into()).unwrap().message(1).unwrap();
+            let pools = stamp::find(&route).unwrap().unwrap();
+            let pools = pools.iter().map(|pool| format!("{} {} {}", pool.name, pool.fail_open, pool.h2c));
+            (route.text(14), pools.collect::<Vec<_>>())
+        });
+        let mut found: Vec<String> =
+            stamped.iter().map(|(name, pools)| format!("{name}: {}", pools.join(", "))).collect();
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "httproute/default/canary/rule/0/match/0/*: qwen-pool true false, llama-pool false true",
+                "httproute/default/canary/rule/1/match/0/*: llama-pool false true",
+                "httproute/default/canary/rule/2/match/0/*: qwen-pool true false",
+                "httproute/default/sole/rule/0/match/0/*: qwen-pool true false",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_request_of_a_hook_is_refused() {
+        assert!(stamp(&Bytes::from_static(b"\xff")).is_err());
+        assert_eq!(stamp(&Bytes::new()), Ok(vec![]));
+    }
 }

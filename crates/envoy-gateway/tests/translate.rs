@@ -1,4 +1,5 @@
 //! A translation that Envoy Gateway asked for, with pools put into it, as Envoy's own definitions read it.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is a failure")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

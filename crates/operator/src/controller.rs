@@ -169,7 +169,9 @@ impl Controller {
                 config(),
                 Model::read,
             ),
-            routes: Collection::new("HTTPRoutes".to_owned(), routes, config(), HttpRoute::read),
+            routes: Collection::new("HTTPRoutes".to_owned(), routes, config(), |route| {
+                HttpRoute::read(&route)
+            }),
             gateways: Collection::new("Gateways".to_owned(), gateways, config(), gateways::read),
             bound: BTreeMap::new(),
             marked: BTreeSet::new(),

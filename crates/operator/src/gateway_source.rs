@@ -82,7 +82,7 @@ impl GatewaySource {
                 "HTTPRoutes".to_owned(),
                 dynamic(&resources::routes()),
                 config(),
-                HttpRoute::read,
+                |route| HttpRoute::read(&route),
             ),
             pools,
             pods: Collection::new(

@@ -36,7 +36,7 @@ pub(crate) struct Parent {
 
 impl HttpRoute {
     /// None where it names no pool.
-    pub(crate) fn read(route: DynamicObject) -> Option<HttpRoute> {
+    pub(crate) fn read(route: &DynamicObject) -> Option<HttpRoute> {
         let own = route.namespace().unwrap_or_default();
         let spec = &route.data["spec"];
         let rules = spec["rules"].as_array()?.iter().map(|rule| {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     fn read(object: &str) -> Option<HttpRoute> {
-        HttpRoute::read(serde_json::from_str(object).unwrap())
+        HttpRoute::read(&serde_json::from_str(object).unwrap())
     }
 
     #[test]

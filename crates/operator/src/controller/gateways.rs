@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 
 use envoy_gateway::REVISION;
 use kube::Error;
-use kube::ResourceExt as _;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use pool::PoolId;
 use serde_json::json;
@@ -24,7 +23,7 @@ const NOT_FOUND: u16 = 404;
 
 /// The digest that a Gateway carries.
 pub(super) fn read(gateway: DynamicObject) -> Option<String> {
-    gateway.annotations().get(ANNOTATION).cloned()
+    gateway.metadata.annotations.and_then(|mut all| all.remove(ANNOTATION))
 }
 
 /// What a Gateway is to carry.
