@@ -48,6 +48,8 @@ pub struct Translated {
     pub translation: Translation,
     /// HTTPRoutes of which less, or other, is known than Envoy Gateway saw.
     pub behind: BTreeSet<RouteName>,
+    /// Envoy Gateway saw one as it was a moment ago, and translates again by itself; or saw a newer one that is like that.
+    pub ahead: bool,
     /// What could not be put in.
     pub faults: Vec<Fault>,
 }
@@ -136,6 +138,7 @@ fn edit_configuration(
                 Ok(None) => Ok(false),
                 Ok(Some(edited)) => {
                     made.behind.extend(edited.behind);
+                    made.ahead |= edited.ahead;
                     needed.extend(edited.needed.into_iter().map(|needed| (needed.name.clone(), needed)));
                     Ok::<_, Malformed>(true)
                 }

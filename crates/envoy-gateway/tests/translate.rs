@@ -39,6 +39,7 @@ fn known() -> Known {
     ];
     Known {
         routes: [(route("sole"), vec![vec![pool("qwen-pool", 1)]]), (route("canary"), canary)].into(),
+        former: [].into(),
         pickers: [(PoolId::new("default", "llama-pool"), PickerOwner::Pool { tls: true })].into(),
     }
 }
@@ -222,6 +223,17 @@ fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
         ),
         "{view}"
     );
+}
+
+/// Envoy Gateway may hear later than we do that an HTTPRoute is gone.
+#[test]
+fn a_route_that_is_gone_is_translated_as_it_was() {
+    let mut gone = known();
+    gone.former = std::mem::take(&mut gone.routes);
+    let made = translated(&gone);
+    assert_eq!((&made.behind, made.ahead), (&[].into(), true));
+    assert_eq!(made.translation, translated(&known()).translation);
+    assert!(!translated(&known()).ahead);
 }
 
 #[test]
