@@ -184,11 +184,10 @@ fn clusters(
             Err(why) => faults.push(Fault { of: format!("the pool {} in {name}", pool.id()), why }),
         }
     }
-    if pickers.is_empty() {
-        return kept;
-    }
     let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     kept.extend(pickers.values().map(|pool| Bytes::from(pools::of_picker(pool, owner(pool)))));
+    // Also while no route leads to a pool: if it came with the first one, that one's requests would fail until it is resolved and
+    // connected to.
     let (host, port) = &setting.discovery;
     kept.push(pools::discovery((host, *port)).into());
     kept

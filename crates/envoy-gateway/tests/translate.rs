@@ -225,6 +225,15 @@ fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
     );
 }
 
+#[test]
+fn envoys_know_where_to_ask_for_endpoints_before_there_is_a_pool() {
+    let setting = Setting { discovery: ("c".into(), 1) };
+    let made = translate(&Translation::default(), &Known::default(), &setting).translation;
+    let names: Vec<_> = made.clusters.iter().map(|it| Cluster::decode(&**it).unwrap().name).collect();
+    assert_eq!(names, ["pointsman/discovery"]);
+    assert_eq!(Translation { clusters: vec![], ..made }, Translation::default());
+}
+
 /// Envoy Gateway may hear later than we do that an HTTPRoute is gone.
 #[test]
 fn a_route_that_is_gone_is_translated_as_it_was() {
