@@ -42,6 +42,8 @@ pub enum PickerOwner {
 pub struct Known {
     /// HTTPRoutes that name a pool: of each rule, in order, its backends.
     pub routes: BTreeMap<RouteName, Vec<Vec<Backend>>>,
+    /// HTTPRoutes that changed or went a moment ago, as they were: Envoy Gateway may not have seen that yet.
+    pub former: BTreeMap<RouteName, Vec<Vec<Backend>>>,
     /// Of each pool whose picker it has.
     pub pickers: BTreeMap<PoolId, PickerOwner>,
 }

@@ -3,6 +3,7 @@
 //! Envoy Gateway makes one cluster of all backends of a rule (`…/rule/0`), or, where one of them is missing or unlike the others, one of
 //! each (`…/rule/0/backend/1`), and then leaves the pools out of the rule's weighted clusters. Neither says anything of pools' weights.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protobuf::{Malformed, Message, Writer};
@@ -31,6 +32,8 @@ pub(crate) struct Edited {
     pub(crate) needed: Vec<Needed>,
     /// The HTTPRoute, where what is known of it is not what Envoy Gateway saw.
     pub(crate) behind: Option<RouteName>,
+    /// What Envoy Gateway saw is how the HTTPRoute was before.
+    pub(crate) ahead: bool,
 }
 
 /// One pool's part of a rule.
@@ -54,8 +57,14 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     if stamped.is_empty() || !route.has(route::ACTION) {
         return Ok(Some(Edited::default()));
     }
-    let backends = known.routes.get(&name).and_then(|rules| rules.get(rule));
-    let (shares, others, in_step) = shares(&stamped, backends.map(Vec::as_slice));
+    let backends = |routes: &BTreeMap<RouteName, Vec<Vec<Backend>>>| {
+        let backends = routes.get(&name).and_then(|rules| rules.get(rule));
+        shares(&stamped, backends.map(Vec::as_slice))
+    };
+    let now = backends(&known.routes);
+    let former = (!now.2).then(|| backends(&known.former)).filter(|(.., in_step)| *in_step);
+    let ahead = former.is_some();
+    let (shares, others, in_step) = former.unwrap_or(now);
     let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     let mut action = route.message(route::ACTION)?;
     let mut needed = Vec::new();
@@ -93,7 +102,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     if !route.has(route::REQUEST_BODY_BUFFER_LIMIT) && !route.has(route::PER_REQUEST_BUFFER_LIMIT_BYTES) {
         route.push(|it| it.wrapped(route::REQUEST_BODY_BUFFER_LIMIT, REPLAY_BYTES_MAX));
     }
-    Ok(Some(Edited { needed, behind: (!in_step).then_some(name) }))
+    Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead }))
 }
 
 const TIMEOUT: u32 = 8;

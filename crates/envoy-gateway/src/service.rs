@@ -22,6 +22,8 @@ const DELTA_ENDPOINTS: &str = "/envoy.service.endpoint.v3.EndpointDiscoveryServi
 pub const PATHS: [&str; 2] = [EXTENSION, DELTA_ENDPOINTS];
 /// How long a translation waits for what is known to be what Envoy Gateway saw. It waits for us as long, with all of its Gateways.
 const IN_STEP_MAX: Duration = Duration::from_secs(2);
+/// How long where that is most likely what was known a moment ago: an HTTPRoute that is gone must not hold up the others.
+const AHEAD_MAX: Duration = Duration::from_millis(200);
 
 /// The extension server of Envoy Gateway, and the discovery server of its Envoys.
 pub struct ExtensionServer {
@@ -84,12 +86,18 @@ impl ExtensionServer {
     async fn translate(&self, request: &Bytes) -> Result<Vec<u8>, Malformed> {
         let asked = Translation::read(request)?;
         let mut known = self.known.clone();
-        let deadline = Instant::now() + IN_STEP_MAX;
+        let began = Instant::now();
         loop {
             let now = Arc::clone(&known.borrow_and_update());
-            let Translated { translation, behind, faults } = translate(&asked, &now, &self.setting);
-            let is_in_step = behind.is_empty();
-            if !is_in_step && matches!(timeout_at(deadline, known.changed()).await, Ok(Ok(()))) {
+            let Translated { translation, behind, ahead, faults } = translate(&asked, &now, &self.setting);
+            let patience = match (behind.is_empty(), ahead) {
+                (false, _) => Some(IN_STEP_MAX),
+                (true, true) => Some(AHEAD_MAX),
+                (true, false) => None,
+            };
+            if let Some(patience) = patience
+                && matches!(timeout_at(began + patience, known.changed()).await, Ok(Ok(())))
+            {
                 continue;
             }
             for route in &behind {

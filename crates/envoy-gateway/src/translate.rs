@@ -52,6 +52,8 @@ pub struct Translated {
     pub translation: Translation,
     /// HTTPRoutes of which less, or other, is known than Envoy Gateway saw.
     pub behind: BTreeSet<RouteName>,
+    /// Envoy Gateway saw one as it was a moment ago, and translates again by itself; or saw a newer one that is like that.
+    pub ahead: bool,
     /// What could not be put in.
     pub faults: Vec<Fault>,
 }
@@ -140,6 +142,7 @@ fn edit_configuration(
                 Ok(None) => Ok(false),
                 Ok(Some(edited)) => {
                     made.behind.extend(edited.behind);
+                    made.ahead |= edited.ahead;
                     needed.extend(edited.needed.into_iter().map(|needed| (needed.name.clone(), needed)));
                     Ok::<_, Malformed>(true)
                 }
@@ -185,11 +188,10 @@ fn clusters(
             Err(why) => faults.push(Fault { of: format!("the pool {} in {name}", pool.id()), why }),
         }
     }
-    if pickers.is_empty() {
-        return kept;
-    }
     let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     kept.extend(pickers.values().map(|pool| Bytes::from(pools::of_picker(pool, owner(pool)))));
+    // Also while no route leads to a pool: if it came with the first one, that one's requests would fail until it is resolved and
+    // connected to.
     let (host, port) = &setting.discovery;
     kept.push(pools::discovery((host, *port)).into());
     kept

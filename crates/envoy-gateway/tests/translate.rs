@@ -40,6 +40,7 @@ fn known() -> Known {
     ];
     Known {
         routes: [(route("sole"), vec![vec![pool("qwen-pool", 1)]]), (route("canary"), canary)].into(),
+        former: [].into(),
         pickers: [(PoolId::new("default", "llama-pool"), PickerOwner::Pool { tls: true })].into(),
     }
 }
@@ -223,6 +224,26 @@ fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
         ),
         "{view}"
     );
+}
+
+#[test]
+fn envoys_know_where_to_ask_for_endpoints_before_there_is_a_pool() {
+    let setting = Setting { discovery: ("c".into(), 1) };
+    let made = translate(&Translation::default(), &Known::default(), &setting).translation;
+    let names: Vec<_> = made.clusters.iter().map(|it| Cluster::decode(&**it).unwrap().name).collect();
+    assert_eq!(names, ["pointsman/discovery"]);
+    assert_eq!(Translation { clusters: vec![], ..made }, Translation::default());
+}
+
+/// Envoy Gateway may hear later than we do that an HTTPRoute is gone.
+#[test]
+fn a_route_that_is_gone_is_translated_as_it_was() {
+    let mut gone = known();
+    gone.former = std::mem::take(&mut gone.routes);
+    let made = translated(&gone);
+    assert_eq!((&made.behind, made.ahead), (&[].into(), true));
+    assert_eq!(made.translation, translated(&known()).translation);
+    assert!(!translated(&known()).ahead);
 }
 
 #[test]

@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use envoy_gateway::{Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
+use envoy_gateway::{Backend, Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
@@ -30,6 +31,8 @@ use crate::watch::{Change, Collection, Key};
 
 /// Where a picker serves, unless its pool says otherwise.
 const PICKER_PORT: u16 = 9002;
+/// How long it is known what an HTTPRoute was before: Envoy Gateway, when it is busy, takes seconds.
+const FORMER_MAX: Duration = Duration::from_secs(60);
 /// The label by which slices name their Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// What a Service's port says that is spoken to in the clear.
@@ -49,8 +52,13 @@ pub struct GatewaySource {
     /// Of each pool the names of its pods.
     selected: BTreeMap<PoolId, BTreeSet<String>>,
     known: Known,
+    /// Since when each of what was known of HTTPRoutes is no longer so.
+    former: BTreeMap<RouteName, Instant>,
     endpoints: Endpoints,
 }
+
+/// Of each HTTPRoute's rules the backends.
+type Routes = BTreeMap<RouteName, Vec<Vec<Backend>>>;
 
 /// A Service's ports: number, name, and whether it is spoken to over TLS.
 type Ports = Vec<(u16, String, bool)>;
@@ -101,6 +109,7 @@ impl GatewaySource {
             marked: BTreeSet::new(),
             selected: BTreeMap::new(),
             known: Known::default(),
+            former: BTreeMap::new(),
             endpoints: Endpoints::new(),
         }
     }
@@ -164,7 +173,9 @@ impl GatewaySource {
                     let rules = route.as_ref()?.rules.clone();
                     Some((RouteName { namespace: namespace.clone(), name: name.clone() }, rules))
                 });
-                self.known.routes = named.collect();
+                let routes = named.collect();
+                keep_former(&mut self.known, &mut self.former, &routes, Instant::now());
+                self.known.routes = routes;
                 return;
             }
             Concerned::Pool(id) => vec![id],
@@ -277,6 +288,16 @@ impl GatewaySource {
     }
 }
 
+/// HTTPRoutes as they were before these, for as long as Envoy Gateway may take to see what changed.
+fn keep_former(known: &mut Known, since: &mut BTreeMap<RouteName, Instant>, routes: &Routes, now: Instant) {
+    for (name, rules) in known.routes.iter().filter(|(name, rules)| routes.get(name) != Some(rules)) {
+        known.former.insert(name.clone(), rules.clone());
+        since.insert(name.clone(), now);
+    }
+    since.retain(|_, since| now.duration_since(*since) < FORMER_MAX);
+    known.former.retain(|name, _| since.contains_key(name));
+}
+
 /// Whom an event concerns.
 enum Concerned {
     Nobody,
@@ -331,4 +352,27 @@ fn slice(slice: EndpointSlice) -> Option<Slice> {
     });
     let addresses = ready.flat_map(|endpoint| endpoint.addresses).filter_map(|address| address.parse().ok());
     Some(Slice { service, ports: ports.collect(), addresses: addresses.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_http_route_was_is_known_for_a_while() {
+        let name = |name: &str| RouteName { namespace: "a".into(), name: name.into() };
+        let rules = |weight| vec![vec![Backend { pool: Some(PoolId::new("a", "p")), weight }]];
+        let (mut known, mut since) = (Known::default(), BTreeMap::new());
+        known.routes =
+            [(name("gone"), rules(1)), (name("changed"), rules(2)), (name("same"), rules(3))].into();
+        let routes = [(name("changed"), rules(7)), (name("same"), rules(3))].into();
+        let now = Instant::now();
+        keep_former(&mut known, &mut since, &routes, now);
+        known.routes = routes.clone();
+        assert_eq!(known.former, [(name("gone"), rules(1)), (name("changed"), rules(2))].into());
+        keep_former(&mut known, &mut since, &routes, now + FORMER_MAX - Duration::from_millis(1));
+        assert_eq!(known.former.len(), 2);
+        keep_former(&mut known, &mut since, &routes, now + FORMER_MAX);
+        assert_eq!((known.former, since), (BTreeMap::new(), BTreeMap::new()));
+    }
 }
