@@ -32,6 +32,8 @@ pub(crate) struct Parent {
     pub(crate) accepted: bool,
     /// Why it did not.
     pub(crate) message: String,
+    /// A backend of another namespace is named without a ReferenceGrant there.
+    pub(crate) lacks_grant: bool,
 }
 
 impl HttpRoute {
@@ -82,12 +84,18 @@ fn gateway(reference: &Value, own: &str) -> Option<Key> {
 }
 
 fn read_parent(parent: &Value, own: &str) -> Option<Parent> {
-    let accepted =
-        parent["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Accepted")?;
+    let conditions = parent["conditions"].as_array()?;
+    let accepted = conditions.iter().find(|condition| condition["type"] == "Accepted")?;
+    // Several reasons are joined by commas.
+    let lacks_grant = conditions.iter().any(|condition| {
+        condition["type"] == "ResolvedRefs"
+            && condition["reason"].as_str().is_some_and(|reason| reason.contains("RefNotPermitted"))
+    });
     Some(Parent {
         gateway: gateway(&parent["parentRef"], own)?,
         accepted: accepted["status"] == "True",
         message: accepted["message"].as_str().unwrap_or_default().to_owned(),
+        lacks_grant,
     })
 }
 
@@ -107,7 +115,8 @@ mod tests {
             {"group":"inference.networking.k8s.io","kind":"InferencePool","name":"p"},{"name":"svc","weight":0},
             {"group":"inference.networking.x-k8s.io","kind":"InferencePool","name":"q","namespace":"c","weight":7}]},{}]},
             "status":{"parents":[
-            {"controllerName":"gateway.envoyproxy.io/gatewayclass-controller","parentRef":{"name":"gw"},"conditions":[{"type":"Accepted","status":"True"}]},
+            {"controllerName":"gateway.envoyproxy.io/gatewayclass-controller","parentRef":{"name":"gw"},"conditions":[
+              {"type":"Accepted","status":"True"},{"type":"ResolvedRefs","status":"False","reason":"BackendNotFound,RefNotPermitted"}]},
             {"controllerName":"gateway.envoyproxy.io/gatewayclass-controller","parentRef":{"name":"gone"},"conditions":[{"type":"Accepted","status":"True"}]},
             {"controllerName":"another.io/controller","parentRef":{"name":"other","namespace":"b"},"conditions":[{"type":"Accepted","status":"True"}]}]}}"#,
         )
@@ -124,6 +133,7 @@ mod tests {
         let gateways: Vec<_> =
             route.parents.iter().map(|parent| (&*parent.gateway.0, &*parent.gateway.1)).collect();
         assert_eq!(gateways, [("a", "gw")]);
+        assert!(route.parents[0].accepted && route.parents[0].lacks_grant);
     }
 
     #[test]

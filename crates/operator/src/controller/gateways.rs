@@ -42,7 +42,9 @@ impl Controller {
                 continue;
             }
             for parent in &route.parents {
-                if !self.gateways.objects().contains_key(&parent.gateway) {
+                // Who may not use a pool is not to write into its status either.
+                let may = *namespace == id.namespace || !parent.lacks_grant;
+                if !may || !self.gateways.objects().contains_key(&parent.gateway) {
                     continue;
                 }
                 let (accepted, message) = (parent.accepted, parent.message.clone());

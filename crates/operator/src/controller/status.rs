@@ -99,13 +99,17 @@ pub(super) fn message<'s>(version: PoolVersion, status: &'s Value, kind: &str) -
 }
 
 /// By who wrote it. v1alpha2 does not say that: there the entries about Deployments are ours, and those about Gateways, which we write for
-/// all of Envoy Gateway's.
+/// all of Envoy Gateway's; and its default, which says that no controller has come yet, goes when one has.
 fn is_ours(version: PoolVersion, entry: &Value) -> bool {
     let parent = &entry["parentRef"];
     let is_picker = parent["group"] == "apps" && parent["kind"] == "Deployment";
     match version {
         PoolVersion::V1 => is_picker || entry["controllerName"] == CONTROLLER,
-        PoolVersion::V1Alpha2 => is_picker || (parent["kind"] == "Gateway" && parent["group"] == GATEWAY_API),
+        PoolVersion::V1Alpha2 => {
+            is_picker
+                || (parent["kind"] == "Gateway" && parent["group"] == GATEWAY_API)
+                || (parent["kind"] == "Status" && parent["name"] == "default")
+        }
     }
 }
 
@@ -180,6 +184,15 @@ mod tests {
         assert_eq!(message(PoolVersion::V1, &status, "PickerReady"), Some("ready: false"));
         assert_eq!(entries(PoolVersion::V1, &status, &[], 1), Some(others.clone()));
         assert_eq!(entries(PoolVersion::V1, &json!({ "parents": others }), &[], 1), None);
+    }
+
+    #[test]
+    fn the_entry_by_which_a_pool_of_v1alpha2_waits_for_a_controller_goes() {
+        let waiting = json!({ "parentRef": { "kind": "Status", "name": "default" }, "conditions": [] });
+        let status = json!({ "parent": [waiting] });
+        let now = entries(PoolVersion::V1Alpha2, &status, &[picker(true)], 1).unwrap();
+        assert_eq!(now.as_array().unwrap().len(), 1);
+        assert_eq!(now[0]["parentRef"]["kind"], "Deployment");
     }
 
     #[test]
