@@ -1,6 +1,7 @@
 """InferencePools behind Envoy Gateway on a real node: from a user's seat, with kubectl and HTTP alone."""
 
 import concurrent.futures
+import os
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 from harness.wait import until
 
 POOL = "inference.networking.k8s.io"
-IMAGE = "pointsman:0.1.0"
+IMAGE = os.environ.get("POINTSMAN_IMAGE", "local/pointsman:1")
 SOON_S = 30
 PROMPT = "A pointsman sets the points of a railway so that each train takes the right track. " * 40
 

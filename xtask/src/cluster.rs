@@ -1,6 +1,7 @@
 //! `cargo xtask cluster`: a real Kubernetes of one node on this machine, as tests/cluster/node.sh describes it.
 
 mod conformance;
+mod install;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,9 @@ const PACKAGES: [(&str, &str); 7] = [
     ("openssl", "/usr/bin/openssl"),
 ];
 
+/// Envoy Gateway as users of Pointsman have it.
+const VALUES: &str = "examples/envoy-gateway/values.yaml";
+
 #[derive(Subcommand)]
 pub(crate) enum Cluster {
     /// Start it, or find it running; installs the Debian packages that it needs; prints KUBECONFIG=PATH and KUBECTL=PATH.
@@ -39,8 +43,12 @@ pub(crate) enum Cluster {
         /// What `docker save` writes; the image of `cargo xtask image` unless named.
         archives: Vec<PathBuf>,
     },
-    /// Start it if it does not run, and show that it works.
-    Test,
+    /// Start it if it does not run, install Pointsman, and show that all of it works.
+    Test {
+        /// Pointsman's program; the one of `cargo xtask image` unless named.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+    },
     /// Start it if it does not run, install Pointsman, and run upstream's conformance suite: conformance/README.md.
     Conformance {
         /// Pointsman's program; the one of `cargo xtask image` unless named.
@@ -75,14 +83,17 @@ pub(crate) fn run(root: &Path, cluster: Cluster) -> anyhow::Result<()> {
             }
             must_succeed(script(root, &cache).arg("load").args(archives))?;
         }
-        Cluster::Test => {
-            let node = up(root, &cache, &[])?;
+        Cluster::Test { program } => {
+            let program = install::program(root, program.as_deref())?;
+            let image = parts::pointsman_image(root, &cache, &program)?;
+            let node = install::run(root, &cache, &program, &[image], &[], &[VALUES])?;
             let mut pytest = Command::new(parts::python(root, &cache)?);
             pytest
                 .current_dir(root.join("tests"))
                 .env("KUBECONFIG", kubeconfig(&cache))
                 .env("KUBECTL", &node.kubectl)
                 .env("KUBECACHEDIR", cache.path("cluster-run/kubectl"))
+                .env("POINTSMAN_IMAGE", parts::POINTSMAN_IMAGE)
                 .args(["-m", "pytest", "cluster"]);
             must_succeed(&mut pytest)?;
         }

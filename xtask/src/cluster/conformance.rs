@@ -9,13 +9,11 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 
 use crate::cache::Cache;
-use crate::parts::{self, POINTSMAN_IMAGE};
-use crate::process::{follow, must_succeed, stdout_of};
+use crate::parts;
+use crate::process::follow;
 
 /// Envoy Gateway as its users know it, and as the suite wants it.
 const VALUES: [&str; 2] = ["examples/envoy-gateway/values.yaml", "tests/conformance/values.yaml"];
-const NAMESPACE: &str = "pointsman-system";
-const CONTROLLER: &str = "deployment/pointsman-controller";
 
 /// Runs the suite with that Pointsman, what `cargo xtask image` made unless named: all of it, and files the report; or one test.
 ///
@@ -27,37 +25,10 @@ pub(super) fn run(
     program: Option<&Path>,
     test: Option<&str>,
 ) -> anyhow::Result<()> {
-    let program = program.map_or_else(|| root.join("target/image/pointsman"), Path::to_path_buf);
-    ensure!(program.is_file(), "{} is not there; `cargo xtask image` makes it", program.display());
+    let program = super::install::program(root, program)?;
     let suite = parts::suite(root, cache, &program)?;
-    let node = super::up(root, cache, &[])?;
-    must_succeed(super::script(root, cache).arg("load").args(&suite.archives))?;
-    let kubectl = || {
-        let mut kubectl = Command::new(&node.kubectl);
-        kubectl
-            .env("KUBECONFIG", super::kubeconfig(cache))
-            .env("KUBECACHEDIR", cache.path("cluster-run/kubectl"));
-        kubectl
-    };
-
-    // Before Envoy Gateway is told of it: that one looks for the kinds that it is told of when it starts, and waits for its
-    // extension server.
-    let installation = cache.path("cluster-run/installation.yaml");
-    let mut install = Command::new(&program);
-    install.args([
-        "controller",
-        "--install",
-        "--pickers=self-hosted",
-        "--conformance",
-        "--epp-image",
-        POINTSMAN_IMAGE,
-    ]);
-    fs::write(&installation, stdout_of(&mut install)?)?;
-    stdout_of(kubectl().args(["apply", "--server-side", "--force-conflicts", "-f"]).arg(&installation))?;
-    // The image may be another one by the same name.
-    stdout_of(kubectl().args(["-n", NAMESPACE, "rollout", "restart", CONTROLLER]))?;
-    stdout_of(kubectl().args(["-n", NAMESPACE, "rollout", "status", CONTROLLER, "--timeout=120s"]))?;
-    super::up(root, cache, &VALUES.map(|file| root.join(file)))?;
+    let flags = ["--pickers=self-hosted", "--conformance"];
+    super::install::run(root, cache, &program, &suite.archives, &flags, &VALUES)?;
 
     let report = report_path(root, &suite.version);
     let mut suite = Command::new(&suite.program);

@@ -111,6 +111,20 @@ pub(crate) fn suite(root: &Path, cache: &Cache, pointsman: &Path) -> anyhow::Res
     })
 }
 
+/// The archive of [`POINTSMAN_IMAGE`] with that program.
+///
+/// # Errors
+/// No room.
+pub(crate) fn pointsman_image(root: &Path, cache: &Cache, program: &Path) -> anyhow::Result<PathBuf> {
+    let image = Image {
+        name: POINTSMAN_IMAGE.to_owned(),
+        file: "pointsman",
+        program: program.to_owned(),
+        arguments: "",
+    };
+    Ok(pack(root, cache, "pointsman-image", &[image])?.join("pointsman.tar"))
+}
+
 /// What the chart calls it.
 fn gateway_image(version: &str) -> String {
     format!("docker.io/envoyproxy/gateway:{version}")
