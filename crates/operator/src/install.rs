@@ -15,7 +15,7 @@ const NAME: &str = "pointsman-controller";
 /// Where the controller's admin door is.
 const METRICS_PORT: u16 = 9090;
 /// Where it answers Envoy Gateway and Envoys.
-const EXTENSION_PORT: u16 = 5005;
+pub const EXTENSION_PORT: u16 = 5005;
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 /// What Envoy Gateway may besides, and the account that its chart makes for it.
 const ENVOY_GATEWAY_ROLE: &str = "pointsman-envoy-gateway";

@@ -225,9 +225,10 @@ pub(crate) struct Controller {
     /// The admin door: /metrics, /healthz, /readyz, /log; port 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     pub(crate) metrics_port: u16,
-    /// The hooks of Envoy Gateway, and the endpoints that its Envoys ask for; port 0 takes a free one.
-    #[arg(long, value_name = "PORT", default_value_t = 5005)]
-    pub(crate) extension_port: u16,
+    /// The hooks of Envoy Gateway, and the endpoints that its Envoys ask for; port 0 takes a free one. 5005 unless given, or a free one
+    /// where that is taken.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) extension_port: Option<u16>,
     /// Where Envoys reach --extension-port; by default the Service of the printed installation.
     #[arg(long, value_name = "HOST:PORT", value_parser = discovery_address)]
     pub(crate) discovery_address: Option<(String, u16)>,

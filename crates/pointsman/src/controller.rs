@@ -80,8 +80,7 @@ fn arguments(flags: &Controller) -> Vec<String> {
 pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<()> {
     let client = operator::connect(flags.kubeconfig.as_deref()).await?;
     let listener = listen::bind(SocketAddr::from((flags.bind, flags.metrics_port)), "--metrics-port", false)?;
-    let extension_listener =
-        listen::bind(SocketAddr::from((flags.bind, flags.extension_port)), "--extension-port", false)?;
+    let extension_listener = bind_extension(flags)?;
     let (address, extension_address) = (listener.local_addr()?, extension_listener.local_addr()?);
     let mut signals = Signals::listen()?;
     let settings = Settings {
@@ -122,6 +121,18 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
         election.release().await;
     }
     Ok(())
+}
+
+/// Listens for Envoy Gateway and its Envoys. Where nobody asked for a port a second controller on one machine takes another.
+fn bind_extension(flags: &Controller) -> anyhow::Result<TcpListener> {
+    let bind = |port| listen::bind(SocketAddr::from((flags.bind, port)), "--extension-port", false);
+    match flags.extension_port {
+        Some(port) => bind(port),
+        None => bind(install::EXTENSION_PORT).or_else(|error| {
+            tracing::warn!("{error:#}; a free one is taken, where Envoy Gateway does not look");
+            bind(0)
+        }),
+    }
 }
 
 /// Answers Envoy Gateway and its Envoys, for ever, from when everything was listed once: until then they wait.
