@@ -29,7 +29,7 @@ def installed(cluster: Cluster):
 
 
 def test_what_is_printed_is_applied_as_it_stands_and_the_controller_gets_ready(cluster, installed):
-    assert len(installed.splitlines()) == 15
+    assert len(installed.splitlines()) == 17
     cluster.kubectl("rollout", "status", "deployment/pointsman-controller", "-n", CONTROLLERS, "--timeout=60s")
     text = run("controller", "--install").stdout
 
