@@ -37,6 +37,21 @@ class Node:
     def apply(self, *documents: dict) -> None:
         self.kubectl("-n", self.name, "apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
 
+    def gateway(self, *documents: dict) -> str:
+        """A Gateway `gateway` with these objects; its address, once it is programmed."""
+        listener = {"name": "http", "port": 80, "protocol": "HTTP"}
+        self.apply(
+            {
+                "apiVersion": "gateway.networking.k8s.io/v1",
+                "kind": "Gateway",
+                "metadata": {"name": "gateway"},
+                "spec": {"gatewayClassName": "eg", "listeners": [listener]},
+            },
+            *documents,
+        )
+        self.wait("Programmed", "gateway/gateway")
+        return self.get("gateway", "gateway")["status"]["addresses"][0]["value"]
+
     def get(self, *arguments: object) -> dict:
         return json.loads(self.kubectl("-n", self.name, "get", *arguments, "-o", "json"))
 

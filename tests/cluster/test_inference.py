@@ -58,14 +58,7 @@ class Site:
 
     def __init__(self, node) -> None:
         self.node = node
-        listener = {"name": "http", "port": 80, "protocol": "HTTP"}
-        node.apply(
-            {
-                "apiVersion": "gateway.networking.k8s.io/v1",
-                "kind": "Gateway",
-                "metadata": {"name": "gateway"},
-                "spec": {"gatewayClassName": "eg", "listeners": [listener]},
-            },
+        address = node.gateway(
             model_servers("qwen", 3),
             model_servers("llama", 1),
             pool("qwen", "FailOpen"),
@@ -73,11 +66,9 @@ class Site:
             route("qwen", "qwen.example", ("qwen", 1)),
             route("llama", "llama.example", ("llama", 1)),
         )
-        node.wait("Programmed", "gateway/gateway")
         for name in ("qwen", "llama"):
             node.kubectl("-n", node.name, "rollout", "status", f"deployment/{name}", "--timeout=90s")
             self.picker_rolled_out(name)
-        address = node.get("gateway", "gateway")["status"]["addresses"][0]["value"]
         self.client = httpx.Client(base_url=f"http://{address}", timeout=30, trust_env=False)
 
     def labels(self, name: str) -> str:

@@ -56,14 +56,7 @@ def test_a_pod_finds_a_service_by_name(node, hello, soon, name):
 
 
 def test_a_gateway_with_a_route_answers_through_envoy(node, hello, soon):
-    listener = {"name": "http", "port": 80, "protocol": "HTTP"}
-    node.apply(
-        {
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "Gateway",
-            "metadata": {"name": "gateway"},
-            "spec": {"gatewayClassName": "eg", "listeners": [listener]},
-        },
+    address = node.gateway(
         {
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "HTTPRoute",
@@ -75,8 +68,6 @@ def test_a_gateway_with_a_route_answers_through_envoy(node, hello, soon):
             },
         },
     )
-    node.wait("Programmed", "gateway/gateway")
-    address = node.get("gateway", "gateway")["status"]["addresses"][0]["value"]
     soon(lambda: status(f"http://{address}", host="hello.example"), 200)
     pods = {pod["metadata"]["name"] for pod in node.get("pods", "-l", "app=hello")["items"]}
     assert httpx.get(f"http://{address}", headers={"host": "hello.example"}).text.strip() in pods
