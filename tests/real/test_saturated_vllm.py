@@ -62,7 +62,7 @@ def through_the_gateway(servers, folder, start) -> Iterator[tuple[httpx.Client, 
 @contextmanager
 def through_envoy(example: str, servers, folder) -> Iterator[tuple[httpx.Client, Callable[[], Metrics]]]:
     def patient(config: str) -> str:
-        return config.replace("max_message_timeout: 60s", "max_message_timeout: 600s")
+        return config.replace("max_message_timeout: 60s", "max_message_timeout: 3600s")
 
     with stand(folder, example, [server.address for server in servers], edit=patient) as house:
         house.declare(*objectives("example"), annotations=PATIENT)
