@@ -27,11 +27,11 @@ const INITIAL_RESOURCE_VERSIONS: u32 = 5;
 const ERROR_DETAIL: u32 = 7;
 
 /// The addresses of one name.
-pub type Addresses = [(IpAddr, u16)];
+type Addresses = [(IpAddr, u16)];
 
 /// What one Envoy asked for, with the version that it was told last.
 #[derive(Debug, Default)]
-pub struct Subscriptions {
+pub(crate) struct Subscriptions {
     told: BTreeMap<String, Option<u64>>,
     nonce: u64,
 }
@@ -41,7 +41,7 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When it is no DeltaDiscoveryRequest.
-    pub fn take(&mut self, request: &Bytes) -> Result<Option<String>, Malformed> {
+    pub(crate) fn take(&mut self, request: &Bytes) -> Result<Option<String>, Malformed> {
         const MESSAGE: u32 = 2;
         let request = Message::parse(request)?;
         for name in request.all(UNSUBSCRIBE) {
@@ -64,7 +64,7 @@ impl Subscriptions {
 
     /// A DeltaDiscoveryResponse with what differs from what was told; none where nothing does. A name that stands for nothing has no
     /// endpoints.
-    pub fn answer(&mut self, endpoints: &Endpoints) -> Option<Vec<u8>> {
+    pub(crate) fn answer(&mut self, endpoints: &Endpoints) -> Option<Vec<u8>> {
         const RESOURCES: u32 = 2;
         const RESPONSE_TYPE_URL: u32 = 4;
         const NONCE: u32 = 5;

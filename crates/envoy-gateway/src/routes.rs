@@ -95,8 +95,8 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
         action.push(retry_policy);
     }
     // Envoy's own default, 15 s, would cut a generation off; Envoy Gateway writes what anybody asked for.
-    if !action.has(TIMEOUT) {
-        action.push(|it| it.duration(TIMEOUT, Duration::ZERO));
+    if !action.has(route::TIMEOUT) {
+        action.push(|it| it.duration(route::TIMEOUT, Duration::ZERO));
     }
     route.set(route::ACTION, |it| it.bytes(route::ACTION, action.to_bytes()));
     if !route.has(route::REQUEST_BODY_BUFFER_LIMIT) && !route.has(route::PER_REQUEST_BUFFER_LIMIT_BYTES) {
@@ -104,8 +104,6 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     }
     Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead }))
 }
-
-const TIMEOUT: u32 = 8;
 
 /// Leaves in a route what Envoy Gateway found for it; an answer of the hook.
 ///

@@ -18,8 +18,6 @@ use crate::translate::{Setting, Translated, Translation, translate};
 
 const EXTENSION: &str = "/envoygateway.extension.EnvoyGatewayExtension/";
 const DELTA_ENDPOINTS: &str = "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints";
-/// What is served.
-pub const PATHS: [&str; 2] = [EXTENSION, DELTA_ENDPOINTS];
 /// How long a translation waits for what is known to be what Envoy Gateway saw. It waits for us as long, with all of its Gateways.
 const IN_STEP_MAX: Duration = Duration::from_secs(2);
 /// How long where that is most likely what was known a moment ago: an HTTPRoute that is gone must not hold up the others.

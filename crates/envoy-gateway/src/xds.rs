@@ -47,6 +47,7 @@ pub(crate) mod route {
 
     pub(crate) const CLUSTER: u32 = 1;
     pub(crate) const WEIGHTED_CLUSTERS: u32 = 3;
+    pub(crate) const TIMEOUT: u32 = 8;
     pub(crate) const RETRY_POLICY: u32 = 9;
 
     pub(crate) const CLUSTERS: u32 = 1;
@@ -74,7 +75,7 @@ pub(crate) mod connection_manager {
     pub(crate) const FILTER_DISABLED: u32 = 7;
 }
 
-/// Where it begins in `name` until `/`, behind which the type stands.
+/// The URL by which an Any names a type.
 pub(crate) fn type_url(name: &str) -> String {
     format!("type.googleapis.com/{name}")
 }

@@ -1,6 +1,8 @@
-//! Gateways: which lead to a pool, and what wakes Envoy Gateway. Of what its Envoys are told it watches HTTPRoutes and pools, and not whose picker a pool has, nor which
-//! revision of us answers; and of an HTTPRoute it may have heard before we did. So each Gateway that leads to pools carries a digest of
-//! what its translation is made of here: when that changes the annotation does, and Envoy Gateway asks again.
+//! Gateways: which of them lead to a pool, what they say of it, and what wakes Envoy Gateway.
+//!
+//! Of what its Envoys are told Envoy Gateway watches HTTPRoutes and pools, and not whose picker a pool has, nor which revision of us answers; and
+//! of an HTTPRoute it may have heard before we did. So each Gateway that leads to pools carries a digest of what its translation is made of
+//! here: when that changes the annotation does, and Envoy Gateway asks again.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,11 +10,12 @@ use std::fmt::Write as _;
 use envoy_gateway::REVISION;
 use kube::Error;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use pool::PoolId;
+use pool::{InferencePool, PoolId};
 use serde_json::json;
 
 use super::Controller;
-use super::reconcile::{Bound, FIELD_MANAGER, Means, code};
+use super::reconcile::{Job, Means, code};
+use super::status::{Condition, Entry, Parent};
 use crate::render::names;
 use crate::resources;
 use crate::watch::Key;
@@ -24,6 +27,15 @@ const NOT_FOUND: u16 = 404;
 /// The digest that a Gateway carries.
 pub(super) fn read(gateway: DynamicObject) -> Option<String> {
     gateway.metadata.annotations.and_then(|mut all| all.remove(ANNOTATION))
+}
+
+/// How a Gateway stands to a pool, by its HTTPRoutes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bound {
+    pub(super) accepted: bool,
+    /// An HTTPRoute that it took; where it took none, one that it did not take.
+    pub(super) route: String,
+    pub(super) message: String,
 }
 
 /// What a Gateway is to carry.
@@ -58,7 +70,7 @@ impl Controller {
         gateways
     }
 
-    /// What is to be told Envoy Gateway of that Gateway; none where it carries that already, or leads to no pool.
+    /// What that Gateway is to carry from now on; none where it does already, or leads to no pool.
     pub(super) fn wake(&self, gateway: &Key) -> Option<Wake> {
         let there = self.gateways.objects().get(gateway)?;
         let mut made_of = format!("{REVISION}");
@@ -87,17 +99,53 @@ impl Controller {
 pub(super) async fn tell(means: &Means, wake: &Wake) -> Result<(), Error> {
     let resource = resources::gateways();
     let (namespace, name) = &wake.gateway;
-    let change = json!({
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
-        "metadata": { "name": name, "namespace": namespace, "annotations": { ANNOTATION: wake.digest } },
-    });
-    let parameters = PatchParams { force: true, ..PatchParams::apply(FIELD_MANAGER) };
+    // Not applied: that would make a Gateway which has just gone.
+    let change = json!({ "metadata": { "annotations": { ANNOTATION: wake.digest } } });
     means.metrics.count_write("Gateway");
     let api: Api<DynamicObject> = Api::namespaced_with(means.client.clone(), namespace, &resource);
-    match api.patch(name, &parameters, &Patch::Apply(&change)).await {
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(&change)).await {
         Ok(_) => Ok(()),
         Err(error) if code(&error) == Some(NOT_FOUND) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// What each Gateway says of the pool (`Accepted`), and whether what the pool names is there (`ResolvedRefs`).
+pub(super) fn entries(job: &Job, pool: &InferencePool) -> Vec<Entry> {
+    let named = pool.picker.as_ref();
+    let accepted = |bound: &Bound| {
+        let (holds, reason, message) = match bound {
+            _ if job.brings_picker && named.is_none() => (
+                false,
+                "EndpointPickerRefMissing",
+                "the pool names no endpoint picker, and under --pickers=self-hosted none is made".to_owned(),
+            ),
+            Bound { accepted: true, route, .. } => {
+                (true, "Accepted", format!("the HTTPRoute {route} leads to it"))
+            }
+            Bound { route, message, .. } => (
+                false,
+                "HTTPRouteNotAccepted",
+                format!("the Gateway does not accept the HTTPRoute {route}: {message}"),
+            ),
+        };
+        Condition { kind: "Accepted", holds, reason, message }
+    };
+    let missing = job.brings_picker && !job.names_a_service;
+    let message = match named {
+        _ if !job.brings_picker => "its picker is made by Pointsman".to_owned(),
+        Some(picker) if missing => format!(
+            "the {} {}/{} that it names as its endpoint picker is not there",
+            picker.kind, pool.id.namespace, picker.name
+        ),
+        Some(picker) => format!("its endpoint picker is the Service {}/{}", pool.id.namespace, picker.name),
+        None => "it names no endpoint picker".to_owned(),
+    };
+    let reason = if missing { "InvalidExtensionRef" } else { "ResolvedRefs" };
+    let resolved = Condition { kind: "ResolvedRefs", holds: !missing, reason, message };
+    let entry = |((namespace, name), bound): (&Key, &Bound)| Entry {
+        parent: Parent::gateway(namespace, name),
+        conditions: vec![accepted(bound), resolved.clone()],
+    };
+    job.gateways.iter().map(entry).collect()
 }

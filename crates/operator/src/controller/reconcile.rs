@@ -16,6 +16,7 @@ use telemetry::ControllerMetrics;
 
 use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
+use super::gateways::{self, Bound};
 use super::live::{Kind, Live, covers};
 use super::status::{self, Condition, Entry, Parent};
 use crate::overlay::{Overlay, Part};
@@ -69,15 +70,6 @@ pub(super) struct Job {
     pub(super) gateways: BTreeMap<Key, Bound>,
     /// The picker of the installation serves.
     pub(super) shared_is_ready: bool,
-}
-
-/// How a Gateway stands to a pool, by its HTTPRoutes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bound {
-    pub(super) accepted: bool,
-    /// An HTTPRoute that it took; where it took none, one that it did not take.
-    pub(super) route: String,
-    pub(super) message: String,
 }
 
 /// Which picker the pool is to have, by its overlay.
@@ -181,7 +173,7 @@ impl Means {
             self.event(&known.subject, &fact).await?;
             self.delete_all(job, |_| true).await?;
         }
-        self.say(known, &gateway_entries(job, &known.pool)).await
+        self.say(known, &gateways::entries(job, &known.pool)).await
     }
 
     async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
@@ -230,7 +222,7 @@ impl Means {
         let name = if is_shared { shared::NAME.to_owned() } else { names::picker(&pool.id) };
         let parent = Parent::deployment(&self.settings.options.gateway_namespace, &name);
         let mut entries = vec![Entry { parent, conditions: vec![settings, overlay, ready] }];
-        entries.extend(gateway_entries(job, pool));
+        entries.extend(gateways::entries(job, pool));
         self.say(known, &entries).await?;
         unjudged.map_or(applied, Err)
     }
@@ -477,46 +469,6 @@ impl Means {
     fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, resource)
     }
-}
-
-/// What each Gateway says of the pool (`Accepted`), and whether what the pool names is there (`ResolvedRefs`).
-fn gateway_entries(job: &Job, pool: &InferencePool) -> Vec<Entry> {
-    let named = pool.picker.as_ref();
-    let accepted = |bound: &Bound| {
-        let (holds, reason, message) = match bound {
-            _ if job.brings_picker && named.is_none() => (
-                false,
-                "EndpointPickerRefMissing",
-                "the pool names no endpoint picker, and under --pickers=self-hosted none is made".to_owned(),
-            ),
-            Bound { accepted: true, route, .. } => {
-                (true, "Accepted", format!("the HTTPRoute {route} leads to it"))
-            }
-            Bound { route, message, .. } => (
-                false,
-                "HTTPRouteNotAccepted",
-                format!("the Gateway does not accept the HTTPRoute {route}: {message}"),
-            ),
-        };
-        Condition { kind: "Accepted", holds, reason, message }
-    };
-    let missing = job.brings_picker && !job.names_a_service;
-    let message = match named {
-        _ if !job.brings_picker => "its picker is made by Pointsman".to_owned(),
-        Some(picker) if missing => format!(
-            "the {} {}/{} that it names as its endpoint picker is not there",
-            picker.kind, pool.id.namespace, picker.name
-        ),
-        Some(picker) => format!("its endpoint picker is the Service {}/{}", pool.id.namespace, picker.name),
-        None => "it names no endpoint picker".to_owned(),
-    };
-    let reason = if missing { "InvalidExtensionRef" } else { "ResolvedRefs" };
-    let resolved = Condition { kind: "ResolvedRefs", holds: !missing, reason, message };
-    let entry = |((namespace, name), bound): (&Key, &Bound)| Entry {
-        parent: Parent::gateway(namespace, name),
-        conditions: vec![accepted(bound), resolved.clone()],
-    };
-    job.gateways.iter().map(entry).collect()
 }
 
 /// Whether the picker serves, by its Deployment.
