@@ -115,16 +115,17 @@ class Picker(Process):
 
 
 class Envoy(Process):
-    """Envoy with one worker; it listens where it likes."""
+    """Envoy with one worker; it listens where it likes. `listener` names one of several."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, *, program: object = ENVOY, listener: str | None = None) -> None:
+        self._listener = listener
         self.file, admin = folder / "envoy.yaml", folder / "envoy-admin"
         self.file.write_text(config)
         admin.unlink(missing_ok=True)
         flags = ("-c", self.file, "--admin-address-path", admin, "--log-level", "error")
         # Dies with the tests, and shares no memory with another Envoy of this machine.
         alone = ("--use-dynamic-base-id", "--concurrency", "1")
-        super().__init__(folder / "envoy.log", "setpriv", "--pdeathsig", "KILL", ENVOY, *flags, *alone)
+        super().__init__(folder / "envoy.log", "setpriv", "--pdeathsig", "KILL", program, *flags, *alone)
         until(lambda: self._lives() and admin.exists() and admin.read_text(), within=WITHIN_S, what="Envoy's admin")
         self.admin = f"http://{admin.read_text()}"
         self.url = "http://" + until(self._listens, within=WITHIN_S, what="Envoy listens")
@@ -148,7 +149,8 @@ class Envoy(Process):
         assert self._lives()
         if httpx.get(f"{self.admin}/ready", trust_env=False).status_code != 200:
             return None
-        [listener] = json.loads(httpx.get(f"{self.admin}/listeners?format=json", trust_env=False).text)["listener_statuses"]
+        listeners = json.loads(httpx.get(f"{self.admin}/listeners?format=json", trust_env=False).text)["listener_statuses"]
+        [listener] = [each for each in listeners if self._listener in (None, each["name"])]
         address = listener["local_address"]["socket_address"]
         return f"{address['address']}:{address['port_value']}"
 

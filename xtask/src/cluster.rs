@@ -49,6 +49,12 @@ pub(crate) enum Cluster {
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
     },
+    /// Start it if it does not run, install Pointsman, break one thing after another under load, and print what requests noticed.
+    WorstDay {
+        /// Pointsman's program; the one of `cargo xtask image` unless named.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+    },
     /// Start it if it does not run, install Pointsman, and run upstream's conformance suite: conformance/README.md.
     Conformance {
         /// Pointsman's program; the one of `cargo xtask image` unless named.
@@ -83,25 +89,30 @@ pub(crate) fn run(root: &Path, cluster: Cluster) -> anyhow::Result<()> {
             }
             must_succeed(script(root, &cache).arg("load").args(archives))?;
         }
-        Cluster::Test { program } => {
-            let program = install::program(root, program.as_deref())?;
-            let image = parts::pointsman_image(root, &cache, &program)?;
-            let node = install::run(root, &cache, &program, &[image], &[], &[VALUES])?;
-            let mut pytest = Command::new(parts::python(root, &cache)?);
-            pytest
-                .current_dir(root.join("tests"))
-                .env("KUBECONFIG", kubeconfig(&cache))
-                .env("KUBECTL", &node.kubectl)
-                .env("KUBECACHEDIR", cache.path("cluster-run/kubectl"))
-                .env("POINTSMAN_IMAGE", parts::POINTSMAN_IMAGE)
-                .args(["-m", "pytest", "cluster"]);
-            must_succeed(&mut pytest)?;
-        }
+        Cluster::Test { program } => pytest(root, &cache, program.as_deref(), "cluster")?,
+        Cluster::WorstDay { program } => pytest(root, &cache, program.as_deref(), "cluster/worst_day.py")?,
         Cluster::Conformance { program, test } => {
             conformance::run(root, &cache, program.as_deref(), test.as_deref())?;
         }
     }
     Ok(())
+}
+
+/// Runs those tests against a node with Pointsman on it.
+fn pytest(root: &Path, cache: &Cache, program: Option<&Path>, tests: &str) -> anyhow::Result<()> {
+    let program = install::program(root, program)?;
+    let image = parts::pointsman_image(root, cache, &program)?;
+    let node = install::run(root, cache, &program, &[image], &[], &[VALUES])?;
+    let mut pytest = Command::new(parts::python(root, cache)?);
+    pytest
+        .current_dir(root.join("tests"))
+        .env("KUBECONFIG", kubeconfig(cache))
+        .env("KUBECTL", &node.kubectl)
+        .env("KUBECACHEDIR", cache.path("cluster-run/kubectl"))
+        .env("POINTSMAN_IMAGE", parts::POINTSMAN_IMAGE)
+        .env("POINTSMAN_CLUSTER_RUN", cache.path("cluster-run"))
+        .args(["-m", "pytest", tests]);
+    must_succeed(&mut pytest)
 }
 
 fn up(root: &Path, cache: &Cache, values: &[PathBuf]) -> anyhow::Result<parts::Node> {

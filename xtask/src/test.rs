@@ -79,6 +79,7 @@ impl Steps<'_> {
             .env("POINTSMAN_VLLM_PYTHON", &parts.vllm_python)
             .env("POINTSMAN_MODELS", &parts.models)
             .env("POINTSMAN_ENVOY", &parts.envoy)
+            .env("POINTSMAN_ENVOY_1_39", &parts.envoy_1_39)
             .env("POINTSMAN_H2SPEC", &parts.h2spec)
             .env("POINTSMAN_HELM", &parts.helm)
             .env("POINTSMAN_KUBERNETES", &parts.kubernetes)

@@ -70,6 +70,28 @@ impl Shown {
     }
 }
 
+/// What becomes of a request for which no picker named an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unpicked {
+    /// It goes to the endpoint with the fewest requests in flight: the pool fails open.
+    Sent,
+    /// The pool's cluster has no endpoint for it. The filter itself lets all pass: it fails closed for answers that are under way too,
+    /// so that each picker that dies would take those with it (ADR 32).
+    Refused,
+    /// The filter refuses it: the pool's own picker may be one that names no endpoint for what it lets pass.
+    RefusedByFilter,
+}
+
+impl Unpicked {
+    pub(crate) fn of(pool: &StampedPool, owner: PickerOwner) -> Unpicked {
+        match owner {
+            _ if pool.fail_open => Unpicked::Sent,
+            PickerOwner::Ours => Unpicked::Refused,
+            PickerOwner::Pool { .. } => Unpicked::RefusedByFilter,
+        }
+    }
+}
+
 /// How the filter is for requests that go to that pool: an `ExtProcPerRoute`, as an Any.
 pub(crate) fn for_pool(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
     const OVERRIDES: u32 = 2;
@@ -82,7 +104,9 @@ pub(crate) fn for_pool(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
             overrides.message(PROCESSING_MODE, |mode| Shown::to(owner).write(mode));
             let named = [(POOL_METADATA, &*id.to_string())];
             xds::grpc_service(overrides, GRPC_SERVICE, &picker_name(&id), &named);
-            overrides.message(FAILURE_MODE_ALLOW, |allow| allow.bool(1, pool.fail_open));
+            overrides.message(FAILURE_MODE_ALLOW, |allow| {
+                allow.bool(1, Unpicked::of(pool, owner) != Unpicked::RefusedByFilter);
+            });
         });
     })
 }

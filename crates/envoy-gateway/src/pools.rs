@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use protobuf::{Malformed, Message, Writer};
 
+use crate::filter::Unpicked;
 use crate::known::{PickerOwner, picker_name, pool_name};
 use crate::stamp::StampedPool;
 use crate::xds::{self, Write as _, any, cluster};
@@ -35,7 +36,12 @@ const HTTP2: u32 = 2;
 ///
 /// # Errors
 /// When that one cannot be read.
-pub(crate) fn of_pool(template: &Bytes, name: &str, pool: &StampedPool) -> Result<Vec<u8>, Malformed> {
+pub(crate) fn of_pool(
+    template: &Bytes,
+    name: &str,
+    pool: &StampedPool,
+    owner: PickerOwner,
+) -> Result<Vec<u8>, Malformed> {
     const LOCALITY_LB: [u32; 2] = [2, 3];
     const CLUSTER_TYPE: u32 = 38;
     let mut it = Message::parse(template)?;
@@ -52,7 +58,8 @@ pub(crate) fn of_pool(template: &Bytes, name: &str, pool: &StampedPool) -> Resul
             Ok(())
         })?;
     }
-    it.set(cluster::LOAD_BALANCING_POLICY, the_picked_endpoint);
+    let closed = Unpicked::of(pool, owner) == Unpicked::Refused;
+    it.set(cluster::LOAD_BALANCING_POLICY, |it| the_picked_endpoint(it, closed));
     it.set(cluster::IGNORE_HEALTH_ON_HOST_REMOVAL, |it| {
         it.bool(cluster::IGNORE_HEALTH_ON_HOST_REMOVAL, true);
     });
@@ -90,9 +97,9 @@ fn endpoints_from_us(it: &mut Writer, name: &str) {
     });
 }
 
-/// The endpoint that the picker named, by metadata, which nobody else can write; where it named none, the one with the fewest
-/// requests in flight.
-fn the_picked_endpoint(it: &mut Writer) {
+/// The endpoint that the picker named, by metadata, which nobody else can write. Where those that it named are tried or gone, the one
+/// with the fewest requests in flight; the same where it named none, unless what is not picked is refused.
+fn the_picked_endpoint(it: &mut Writer, closed: bool) {
     const OVERRIDE_HOST_SOURCES: u32 = 1;
     const SELECTED_HOST_KEY: u32 = 2;
     const FALLBACK_POLICY: u32 = 3;
@@ -102,9 +109,12 @@ fn the_picked_endpoint(it: &mut Writer) {
             policy
                 .message(OVERRIDE_HOST_SOURCES, |source| metadata_key(source, SOURCE_METADATA, DESTINATION));
             metadata_key(policy, SELECTED_HOST_KEY, SERVED);
-            let fallback =
-                xds::any("envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", |_| {});
-            load_balancing(policy, FALLBACK_POLICY, "envoy.load_balancing_policies.least_request", &fallback);
+            if closed {
+                let subset = xds::any("envoy.extensions.load_balancing_policies.subset.v3.Subset", if_picked);
+                load_balancing(policy, FALLBACK_POLICY, "envoy.load_balancing_policies.subset", &subset);
+            } else {
+                least_request(policy, FALLBACK_POLICY);
+            }
         });
     load_balancing(
         it,
@@ -112,6 +122,28 @@ fn the_picked_endpoint(it: &mut Writer) {
         "envoy.load_balancing_policies.override_host",
         &override_host,
     );
+}
+
+/// A `Subset` whose only subset is by the pick: no endpoint carries that, so a request with a pick, whatever it names, may go to any
+/// endpoint, and one without finds none (503).
+fn if_picked(it: &mut Writer) {
+    const SUBSET_SELECTORS: u32 = 3;
+    const SUBSET_LB_POLICY: u32 = 9;
+    const ALLOW_REDUNDANT_KEYS: u32 = 10;
+    const KEYS: u32 = 1;
+    const FALLBACK_POLICY: u32 = 2;
+    const ANY_ENDPOINT: u64 = 2;
+    it.message(SUBSET_SELECTORS, |selector| {
+        selector.bytes(KEYS, DESTINATION);
+        selector.varint(FALLBACK_POLICY, ANY_ENDPOINT);
+    });
+    least_request(it, SUBSET_LB_POLICY);
+    it.bool(ALLOW_REDUNDANT_KEYS, true);
+}
+
+fn least_request(it: &mut Writer, field: u32) {
+    let config = xds::any("envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", |_| {});
+    load_balancing(it, field, "envoy.load_balancing_policies.least_request", &config);
 }
 
 /// A `LoadBalancingPolicy` of one policy.

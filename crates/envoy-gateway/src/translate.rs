@@ -14,7 +14,7 @@ use crate::{filter, pools};
 
 /// What is put into a translation, by number: raised whenever that changes, so that Envoy Gateway is asked to translate again when a
 /// newer one of us takes over.
-pub const REVISION: u32 = 1;
+pub const REVISION: u32 = 2;
 
 /// The resources of a translation, each as Envoy Gateway wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,10 +174,13 @@ fn clusters(
         }
         named.insert(name, bytes);
     }
+    let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     let mut pickers: BTreeMap<String, StampedPool> = BTreeMap::new();
     for Needed { name, template, pool } in needed.values() {
         let made = match named.get(template) {
-            Some(template) => pools::of_pool(template, name, pool).map_err(|malformed| malformed.to_string()),
+            Some(template) => {
+                pools::of_pool(template, name, pool, owner(pool)).map_err(|malformed| malformed.to_string())
+            }
             None => Err(format!("Envoy Gateway made no cluster {template} for its rule")),
         };
         match made {
@@ -188,7 +191,6 @@ fn clusters(
             Err(why) => faults.push(Fault { of: format!("the pool {} in {name}", pool.id()), why }),
         }
     }
-    let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     kept.extend(pickers.values().map(|pool| Bytes::from(pools::of_picker(pool, owner(pool)))));
     // Also while no route leads to a pool: if it came with the first one, that one's requests would fail until it is resolved and
     // connected to.

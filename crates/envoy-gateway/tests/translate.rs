@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use envoy_gateway::{Backend, Known, PickerOwner, RouteName, Setting, Translated, Translation, translate};
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
+use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy};
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
@@ -15,6 +16,10 @@ use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::ext_proc_pe
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::{ExtProcPerRoute, ExternalProcessor};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::subset::v3::Subset;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::subset::v3::subset::LbSubsetFallbackPolicy;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::subset::v3::subset::lb_subset_selector::LbSubsetSelectorFallbackPolicy;
 use envoy_types::pb::google::protobuf::Any;
 use pool::PoolId;
 use prost::Message as _;
@@ -94,6 +99,29 @@ fn route(it: &Route, view: &mut String) {
     }
 }
 
+/// A policy and, in it, the one for what the picker named no endpoint for.
+fn balancing(it: &Policy) -> String {
+    let config = it.typed_extension_config.as_ref().unwrap();
+    let name = config.name.rsplit('.').next().unwrap().to_owned();
+    let value = &*config.typed_config.as_ref().unwrap().value;
+    let within = |policy: Option<LoadBalancingPolicy>| balancing(&policy.unwrap().policies[0]);
+    match &*name {
+        "override_host" => {
+            let within = within(OverrideHost::decode(value).unwrap().fallback_policy);
+            format!("{name}, else {within}")
+        }
+        "subset" => {
+            let it = Subset::decode(value).unwrap();
+            assert_eq!(it.fallback_policy(), LbSubsetFallbackPolicy::NoFallback);
+            assert!(it.allow_redundant_keys);
+            let [selector] = &*it.subset_selectors else { panic!() };
+            assert_eq!(selector.fallback_policy(), LbSubsetSelectorFallbackPolicy::AnyEndpoint);
+            format!("{name} of {:?}, by {}", selector.keys, within(it.subset_lb_policy))
+        }
+        _ => name,
+    }
+}
+
 fn cluster(it: &Cluster, view: &mut String) {
     let text = format!("{it:?}");
     let endpoints = it.eds_cluster_config.as_ref().map_or("", |config| &config.service_name);
@@ -103,8 +131,7 @@ fn cluster(it: &Cluster, view: &mut String) {
         "Envoy Gateway's"
     };
     let policies = it.load_balancing_policy.iter().flat_map(|policy| &policy.policies);
-    let policies = policies.map(|policy| policy.typed_extension_config.as_ref().unwrap().name.as_str());
-    let policies: Vec<_> = policies.map(|name| name.rsplit('.').next().unwrap()).collect();
+    let policies: Vec<_> = policies.map(|policy| balancing(policy)).collect();
     let breakers = it.circuit_breakers.iter().flat_map(|it| &it.thresholds);
     let limits = breakers.map(|it| {
         (it.max_connections.as_ref().map(|it| it.value), it.max_requests.as_ref().map(|it| it.value))
@@ -205,6 +232,20 @@ fn nothing_of_a_stamp_is_left() {
 #[test]
 fn the_same_is_made_of_the_same() {
     assert_eq!(translated(&known()), translated(&known()));
+}
+
+#[test]
+fn a_pool_with_a_picker_of_ours_fails_closed_at_its_cluster() {
+    let view = view(&translated(&Known { pickers: BTreeMap::new(), ..known() }).translation);
+    let entry = "10 httproute/default/canary/rule/0/backend/1: asks pointsman/picker/default/llama-pool";
+    assert!(view.contains(&format!("{entry}, fails open, bodies BufferedPartial/None")), "{view}");
+    let closed = r#"override_host, else subset of [\"x-gateway-destination-endpoint\"], by least_request"#;
+    let of_pool = |pool: &str| {
+        let endpoints = format!("endpoints \"pointsman/pool/default/{pool}\"");
+        let lines: Vec<_> = view.lines().filter(|line| line.contains(&endpoints)).collect();
+        (lines.len(), lines.iter().filter(|line| line.contains(closed)).count())
+    };
+    assert_eq!((of_pool("llama-pool"), of_pool("qwen-pool")), ((2, 2), (3, 0)), "{view}");
 }
 
 #[test]

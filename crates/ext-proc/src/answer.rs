@@ -150,6 +150,10 @@ pub fn immediate(immediate: &Immediate<'_>) -> Segments {
     segments
 }
 
+/// The most that an Envoy's `max_message_timeout` may be. It passes over who asks for more than that, and would wait no longer than for
+/// anyone else.
+const MORE_TIME_MAX: Duration = Duration::from_secs(3600);
+
 /// Asks for more time to answer the message that came last. Envoy heeds it once for each, up to its
 /// `max_message_timeout`.
 #[must_use]
@@ -157,6 +161,7 @@ pub fn more_time(time: Duration) -> Segments {
     const OVERRIDE_MESSAGE_TIMEOUT: u32 = 10;
     const SECONDS: u32 = 1;
     const NANOS: u32 = 2;
+    let time = time.min(MORE_TIME_MAX);
     let mut writer = Writer::with_capacity(16);
     writer.message(OVERRIDE_MESSAGE_TIMEOUT, |writer| {
         writer.varint(SECONDS, time.as_secs());

@@ -371,3 +371,13 @@ fn more_time_is_asked_for_where_envoy_waits_only_for_so_long() {
         assert_eq!(stream.answers(), [""; 0], "{mode:?}: nothing is awaited any more");
     }
 }
+
+#[test]
+fn no_more_time_is_asked_for_than_envoy_may_give() {
+    let mut stream = Stream::new(BufferedPartial, NoBody);
+    stream.step(post());
+    stream.answers();
+    stream.step(body_end("{}"));
+    stream.machine.ask_for_time(Duration::from_secs(86_400));
+    assert_eq!(stream.answers(), ["wait 3600.000000000 s"]);
+}
