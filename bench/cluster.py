@@ -41,25 +41,13 @@ def head(unit: str) -> None:
     print(f"| | samples | p50, {unit} | p90, {unit} | p99, {unit} | worst, {unit} |\n|---|---|---|---|---|---|")
 
 
-def service(name: str) -> dict:
-    spec = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8000}]}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
-
-
-def route_to_service(name: str, host: str) -> dict:
-    made = site.route(name, host)
-    made["spec"]["rules"] = [{"backendRefs": [{"name": name, "port": 80}]}]
-    made["metadata"]["name"] = f"{name}-service"
-    return made
-
-
 # ---- latency
 
 
 def latency(node: Node) -> None:
     """One request after the other on one connection, pool and Service in turn; then the same at a fixed load."""
     there = site.open_site(node)
-    node.apply(service("qwen"), route_to_service("qwen", "service.example"))
+    node.apply(site.service("qwen"), site.route_to_service("qwen", "service.example"))
     until(lambda: there.status("service.example") == 200, within=30, what="the Service answers")
     address = there.client.base_url.host
     hosts = {"behind a Service": "service.example", "behind a pool": "qwen.example"}
@@ -101,7 +89,7 @@ def endpoints(node: Node) -> None:
     select = {"spec": {"selector": {"matchLabels": {"in": "yes"}}}}
     node.kubectl("-n", node.name, "patch", f"inferencepools.{site.POOL}/qwen", "--type=merge", "-p", json.dumps(select))
     with envoys_admin(node) as admin:
-        host = f"httproute/{node.name}/qwen/rule/0::{ip}:8000::"
+        host = f"httproute/{node.name}/qwen/rule/0/pool/{node.name}/qwen::{ip}:8000::"
         until(lambda: host in clusters(admin), within=10, what="the pod is in")
         seen: dict[str, list[float]] = {}
         for _ in range(SAMPLES):

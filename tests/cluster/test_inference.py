@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.site import POOL, PROMPT, SOON_S, Load, Site, open_site, route
+from harness.site import BROKEN, POOL, PROMPT, SOON_S, Load, Site, open_site, route
 from harness.wait import until
 
 
@@ -61,6 +61,17 @@ def test_two_pools_share_by_weight(site):
     before = sum(site.served("llama").values())
     assert {site.status("canary.example") for _ in range(40)} == {200}
     assert sum(site.served("llama").values()) == before
+
+
+def test_weights_change_without_a_lost_request(site):
+    site.node.apply(route("canary", "canary.example", ("qwen", 1), ("llama", 1)))
+    until(lambda: site.status("canary.example") == 200, within=SOON_S, what="the canary answers")
+    with Load(site, "canary.example") as load:
+        # From 0 is another matter (docs/envoy-gateway.md, limits): Envoy fills the cluster of a pool that comes to a rule.
+        for weights in (*((9, 1), (1, 9), (1, 1)) * 3, (1, 0)):
+            site.node.apply(route("canary", "canary.example", *zip(("qwen", "llama"), weights)))
+            time.sleep(1)
+    assert load.lost == 0 and load.outcomes[BROKEN] == 0, load.outcomes
 
 
 def test_a_missing_pool_loses_its_own_share_alone(site):

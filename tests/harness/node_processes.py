@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,31 +32,48 @@ def kill(pods: list[dict], how: signal.Signals = signal.SIGKILL) -> None:
 
 
 @contextmanager
-def api_server_away() -> Iterator[None]:
-    """No API server answers within the block: killed, and started again as it was."""
-    pid_file = RUN / "pid/kube-apiserver"
-    process = int(pid_file.read_text())
-    command = Path(f"/proc/{process}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
-    environment = dict(line.split("=", 1) for line in Path(f"/proc/{process}/environ").read_bytes().decode().split("\0") if "=" in line)
-    network = f"/proc/{process}/ns/net"
-    # Held open: the namespace is found by it when the process is gone.
-    held = os.open(network, os.O_RDONLY)
+def control_plane_away() -> Iterator[None]:
+    """No API server answers within the block: killed, and started again as it was. With it go those that lead by a Lease where control planes
+    are as in production, and end when they cannot renew it: one that outlived it would take every node for lost at its return."""
+    daemons = [Daemon(name) for name in ("kube-controller-manager", "kube-scheduler", "kube-apiserver")]
+    for daemon in daemons:
+        daemon.kill()
     try:
-        os.kill(process, signal.SIGKILL)
-        until = time.monotonic() + 10
-        while Path(f"/proc/{process}/exe").exists() and time.monotonic() < until:
-            time.sleep(0.05)
         yield
     finally:
-        with open(RUN / "log/kube-apiserver.log", "ab") as log:
+        for daemon in reversed(daemons):
+            daemon.start()
+
+
+class Daemon:
+    """A program that tests/cluster/node.sh started, and how."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        process = int(self._pid_file.read_text())
+        words = lambda file: Path(f"/proc/{process}/{file}").read_bytes().decode().rstrip("\0").split("\0")
+        self._process, self._command = process, words("cmdline")
+        self._environment = dict(word.split("=", 1) for word in words("environ") if "=" in word)
+        # Held open: the network namespace is found by it when the process is gone.
+        self._network = os.open(f"/proc/{process}/ns/net", os.O_RDONLY)
+
+    @property
+    def _pid_file(self) -> Path:
+        return RUN / "pid" / self._name
+
+    def kill(self) -> None:
+        os.kill(self._process, signal.SIGKILL)
+
+    def start(self) -> None:
+        with open(RUN / f"log/{self._name}.log", "ab") as log:
             started = subprocess.Popen(
-                ["nsenter", f"--net=/proc/self/fd/{held}", *command],
-                env=environment,
+                ["nsenter", f"--net=/proc/self/fd/{self._network}", *self._command],
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=(held,),
+                pass_fds=(self._network,),
             )
-        pid_file.write_text(f"{started.pid}\n")
-        os.close(held)
+        self._pid_file.write_text(f"{started.pid}\n")
+        os.close(self._network)

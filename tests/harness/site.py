@@ -50,6 +50,18 @@ def route(name: str, host: str, *weights: tuple[str, int]) -> dict:
     return {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name}, "spec": spec}
 
 
+def service(name: str) -> dict:
+    spec = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8000}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+def route_to_service(name: str, host: str) -> dict:
+    made = route(name, host)
+    made["spec"]["rules"] = [{"backendRefs": [{"name": name, "port": 80}]}]
+    made["metadata"]["name"] = f"{name}-service"
+    return made
+
+
 class Site:
     """A Gateway, two pools with their model servers, and a client."""
 

@@ -67,7 +67,7 @@ class Site:
     def endpoints(self) -> set[str]:
         """Of the pool, as Envoy has them."""
         page = httpx.get(f"{self.envoy.admin}/clusters", trust_env=False).text
-        lines = (line.split("::") for line in page.splitlines() if line.startswith("httproute/default/sole/rule/0::127."))
+        lines = (line.split("::") for line in page.splitlines() if line.startswith(f"httproute/default/sole/rule/0/pool/{self.namespace.name}/pool::127."))
         return {line[1] for line in lines}
 
     def picker_is_healthy(self) -> bool:

@@ -102,13 +102,39 @@ pub(crate) fn for_pool(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
     xds::any("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", |route| {
         route.message(OVERRIDES, |overrides| {
             overrides.message(PROCESSING_MODE, |mode| Shown::to(owner).write(mode));
-            let named = [(POOL_METADATA, &*id.to_string())];
-            xds::grpc_service(overrides, GRPC_SERVICE, &picker_name(&id), &named);
+            xds::grpc_service(overrides, GRPC_SERVICE, &picker_name(&id), |service| asked(service, &id));
             overrides.message(FAILURE_MODE_ALLOW, |allow| {
                 allow.bool(1, Unpicked::of(pool, owner) != Unpicked::RefusedByFilter);
             });
         });
     })
+}
+
+/// How a picker is asked: each stream names the pool, and one that breaks before the pick is opened anew, at another picker where there
+/// is one, with what was said on it (Envoy keeps 64 KiB of that).
+fn asked(service: &mut Writer, id: &PoolId) {
+    const INITIAL_METADATA: u32 = 5;
+    const HEADER_KEY: u32 = 1;
+    const HEADER_VALUE: u32 = 2;
+    const RETRY_POLICY: u32 = 6;
+    const BACK_OFF: u32 = 1;
+    const BASE_INTERVAL: u32 = 1;
+    const NUM_RETRIES: u32 = 2;
+    const RETRY_ON: u32 = 3;
+    const RETRY_HOST_PREDICATE: u32 = 5;
+    const TYPED_CONFIG: u32 = 2;
+    const HOST_SELECTION_RETRY_MAX_ATTEMPTS: u32 = 6;
+    service.message(INITIAL_METADATA, |header| {
+        header.bytes(HEADER_KEY, POOL_METADATA);
+        header.bytes(HEADER_VALUE, id.to_string());
+    });
+    service.message(RETRY_POLICY, |policy| {
+        policy.message(BACK_OFF, |it| it.duration(BASE_INTERVAL, Duration::from_millis(5)));
+        policy.wrapped(NUM_RETRIES, 2);
+        policy.bytes(RETRY_ON, "connect-failure,refused-stream,reset,unavailable");
+        xds::previous_hosts(policy, RETRY_HOST_PREDICATE, TYPED_CONFIG);
+        policy.varint(HOST_SELECTION_RETRY_MAX_ATTEMPTS, 5);
+    });
 }
 
 /// Puts the filter into every connection manager of a listener that serves one of those route configurations; whether there was
@@ -171,7 +197,7 @@ fn filter_itself(filter: &mut Writer) {
     const UNTYPED: u32 = 1;
     let config = xds::any("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", |it| {
         // Nobody is asked by that name: every route that switches it on names another.
-        xds::grpc_service(it, GRPC_SERVICE, "pointsman/picker/none", &[]);
+        xds::grpc_service(it, GRPC_SERVICE, "pointsman/picker/none", |_| {});
         it.message(PROCESSING_MODE, |mode| Shown::to(PickerOwner::Ours).write(mode));
         it.duration(MESSAGE_TIMEOUT_FIELD, MESSAGE_TIMEOUT);
         it.duration(MAX_MESSAGE_TIMEOUT_FIELD, MESSAGE_TIMEOUT_MAX);

@@ -86,7 +86,7 @@ fn endpoints_from_us(it: &mut Writer, name: &str) {
         config.message(EDS_CONFIG, |source| {
             source.message(API_CONFIG_SOURCE, |api| {
                 api.varint(API_TYPE, DELTA_GRPC);
-                xds::grpc_service(api, GRPC_SERVICES, DISCOVERY, &[]);
+                xds::grpc_service(api, GRPC_SERVICES, DISCOVERY, |_| {});
                 api.bool(SET_NODE_ON_FIRST_MESSAGE_ONLY, true);
                 api.varint(TRANSPORT_API_VERSION, V3);
             });

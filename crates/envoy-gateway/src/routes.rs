@@ -23,6 +23,8 @@ const RETRIES: u64 = 2;
 pub(crate) struct Needed {
     pub(crate) name: String,
     pub(crate) template: String,
+    /// Nothing else is behind the template: without the pool nobody asks for it.
+    pub(crate) is_alone: bool,
     pub(crate) pool: StampedPool,
 }
 
@@ -38,7 +40,7 @@ pub(crate) struct Edited {
 
 /// One pool's part of a rule.
 struct Share {
-    /// Its place among the rule's backends.
+    /// Its place among the rule's backends, by which Envoy Gateway calls its cluster where it makes one of each.
     index: usize,
     pool: StampedPool,
     weight: u32,
@@ -69,24 +71,31 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     let mut action = route.message(route::ACTION)?;
     let mut needed = Vec::new();
     let cluster = action.text(route::CLUSTER);
+    // By its pool and by nothing that changes: requests never move to a cluster of another name, which Envoy would have to fill first,
+    // because a weight changes or a backend comes.
+    let name_of = |pool: &StampedPool| format!("{prefix}/pool/{}", pool.id());
     if let [Share { pool, .. }] = &shares[..]
         && !cluster.is_empty()
         && others == 0
     {
         let config = filter::for_pool(pool, owner(pool));
         route.set_map_value(route::TYPED_PER_FILTER_CONFIG, filter::NAME, Some(&config))?;
-        needed.push(Needed { name: cluster.clone(), template: cluster, pool: pool.clone() });
+        let name = name_of(pool);
+        action.set(route::CLUSTER, |it| it.bytes(route::CLUSTER, &name));
+        needed.push(Needed { name, template: cluster, is_alone: true, pool: pool.clone() });
     } else if !cluster.is_empty() || action.has(route::WEIGHTED_CLUSTERS) {
         let mut weighted = action.message(route::WEIGHTED_CLUSTERS)?;
         if !cluster.is_empty() && others > 0 {
             weighted.push(|it| entry(it, &cluster, others, None));
         }
         for Share { index, pool, weight } in &shares {
-            let name = format!("{prefix}/backend/{index}");
+            let name = name_of(pool);
             let config = filter::for_pool(pool, owner(pool));
             weighted.push(|it| entry(it, &name, *weight, Some(&config)));
-            let template = if cluster.is_empty() { name.clone() } else { cluster.clone() };
-            needed.push(Needed { name, template, pool: pool.clone() });
+            let is_alone = cluster.is_empty() || others == 0;
+            let template =
+                if cluster.is_empty() { format!("{prefix}/backend/{index}") } else { cluster.clone() };
+            needed.push(Needed { name, template, is_alone, pool: pool.clone() });
         }
         action.remove(route::CLUSTER);
         action.set(route::WEIGHTED_CLUSTERS, |it| it.bytes(route::WEIGHTED_CLUSTERS, weighted.to_bytes()));
@@ -173,17 +182,10 @@ fn retry_policy(it: &mut Writer) {
     const HOST_SELECTION_RETRY_MAX_ATTEMPTS: u32 = 6;
     const RETRIABLE_STATUS_CODES: u32 = 7;
     const TYPED_CONFIG: u32 = 3;
-    let previous_hosts =
-        xds::any("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", |_| {});
     it.message(route::RETRY_POLICY, |policy| {
         policy.bytes(RETRY_ON, "connect-failure,refused-stream,reset,retriable-status-codes");
         policy.wrapped(NUM_RETRIES, RETRIES);
-        policy.named_any(
-            RETRY_HOST_PREDICATE,
-            "envoy.retry_host_predicates.previous_hosts",
-            TYPED_CONFIG,
-            &previous_hosts,
-        );
+        xds::previous_hosts(policy, RETRY_HOST_PREDICATE, TYPED_CONFIG);
         policy.varint(HOST_SELECTION_RETRY_MAX_ATTEMPTS, 5);
         policy.varint(RETRIABLE_STATUS_CODES, 503);
     });

@@ -167,16 +167,18 @@ fn clusters(
 ) -> Vec<Bytes> {
     let mut named: BTreeMap<String, &Bytes> = BTreeMap::new();
     let mut kept = Vec::with_capacity(asked.clusters.len());
+    let unused: BTreeSet<&str> =
+        needed.values().filter(|it| it.is_alone).map(|it| it.template.as_str()).collect();
     for bytes in &asked.clusters {
         let name = Message::parse(bytes).map(|cluster| cluster.text(cluster::NAME)).unwrap_or_default();
-        if !needed.contains_key(&name) {
+        if !unused.contains(name.as_str()) {
             kept.push(bytes.clone());
         }
         named.insert(name, bytes);
     }
     let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     let mut pickers: BTreeMap<String, StampedPool> = BTreeMap::new();
-    for Needed { name, template, pool } in needed.values() {
+    for Needed { name, template, pool, .. } in needed.values() {
         let made = match named.get(template) {
             Some(template) => {
                 pools::of_pool(template, name, pool, owner(pool)).map_err(|malformed| malformed.to_string())

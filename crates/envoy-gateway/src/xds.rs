@@ -129,24 +129,22 @@ impl Write for Writer {
 /// What we and pickers are called in requests. Envoy would take the cluster's name, and one with slashes is no host.
 pub(crate) const AUTHORITY: &str = "pointsman";
 
-/// A `GrpcService` by Envoy's own client, with what each of its streams says of itself.
-pub(crate) fn grpc_service(writer: &mut Writer, field: u32, cluster: &str, metadata: &[(&str, &str)]) {
+/// A `GrpcService` by Envoy's own client, with what else is to be said of it.
+pub(crate) fn grpc_service(writer: &mut Writer, field: u32, cluster: &str, more: impl FnOnce(&mut Writer)) {
     const ENVOY_GRPC: u32 = 1;
     const CLUSTER_NAME: u32 = 1;
     const AUTHORITY_FIELD: u32 = 2;
-    const INITIAL_METADATA: u32 = 5;
-    const HEADER_KEY: u32 = 1;
-    const HEADER_VALUE: u32 = 2;
     writer.message(field, |service| {
         service.message(ENVOY_GRPC, |envoy| {
             envoy.bytes(CLUSTER_NAME, cluster);
             envoy.bytes(AUTHORITY_FIELD, AUTHORITY);
         });
-        for (key, value) in metadata {
-            service.message(INITIAL_METADATA, |header| {
-                header.bytes(HEADER_KEY, key);
-                header.bytes(HEADER_VALUE, value);
-            });
-        }
+        more(service);
     });
+}
+
+/// A retry goes to another host than those that were tried.
+pub(crate) fn previous_hosts(policy: &mut Writer, field: u32, typed_config: u32) {
+    let config = any("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", |_| {});
+    policy.named_any(field, "envoy.retry_host_predicates.previous_hosts", typed_config, &config);
 }

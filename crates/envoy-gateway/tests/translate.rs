@@ -237,7 +237,7 @@ fn the_same_is_made_of_the_same() {
 #[test]
 fn a_pool_with_a_picker_of_ours_fails_closed_at_its_cluster() {
     let view = view(&translated(&Known { pickers: BTreeMap::new(), ..known() }).translation);
-    let entry = "10 httproute/default/canary/rule/0/backend/1: asks pointsman/picker/default/llama-pool";
+    let entry = "10 httproute/default/canary/rule/0/pool/default/llama-pool: asks pointsman/picker/default/llama-pool";
     assert!(view.contains(&format!("{entry}, fails open, bodies BufferedPartial/None")), "{view}");
     let closed = r#"override_host, else subset of [\"x-gateway-destination-endpoint\"], by least_request"#;
     let of_pool = |pool: &str| {
@@ -256,12 +256,12 @@ fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
     assert_eq!(made.behind.iter().map(ToString::to_string).collect::<Vec<_>>(), ["default/canary"]);
     let view = view(&made.translation);
     assert!(
-        view.contains("1 httproute/default/canary/rule/0/backend/0: asks pointsman/picker/default/qwen-pool"),
+        view.contains("1 httproute/default/canary/rule/0/pool/default/qwen-pool: asks pointsman/picker/default/qwen-pool"),
         "{view}"
     );
     assert!(
         view.contains(
-            "1 httproute/default/canary/rule/0/backend/1: asks pointsman/picker/default/llama-pool"
+            "1 httproute/default/canary/rule/0/pool/default/llama-pool: asks pointsman/picker/default/llama-pool"
         ),
         "{view}"
     );
