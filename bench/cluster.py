@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from cluster.conftest import Node  # noqa: E402
 from harness import node_processes, site  # noqa: E402
+from harness.node import Node  # noqa: E402
 from harness.wait import until  # noqa: E402
 
 SAMPLES = 100

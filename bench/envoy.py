@@ -90,7 +90,9 @@ def resident_max_mb(process: Process) -> float:
 
 
 def prompt(size: int) -> str:
-    return json.dumps({"model": "sim", "max_tokens": 1, "prompt": ("track " * (size // 6 + 1))[: size - 60]})
+    """A body of that many bytes. More than the simulated model's context stands beside the prompt, as images do."""
+    text = ("track " * (size // 6 + 1))[: size - 80]
+    return json.dumps({"model": "sim", "max_tokens": 1, "prompt": text[: 220 * KIB], "user": text[220 * KIB :]})
 
 
 def stands(stack: ExitStack, addresses: list[str], ways: dict[str, tuple[str, Callable[[str], str]]]) -> list[Way]:
@@ -129,7 +131,7 @@ def rounds(made: list[Way], body: str, requests: int) -> None:
 
 
 def kept(stack: ExitStack, addresses: list[str]) -> None:
-    """Two servers that answer and one that refuses each request, by 503, when it has read it."""
+    """Two servers that answer and one that refuses every second request, by 503, when it has read it."""
     refusing = Refusing()
     addresses = [*addresses[:2], refusing.address]
     limits = {f"{limit} KiB": ("buffered-partial", keeping(limit * KIB)) for limit in (64, 1024, 16 * 1024)}
@@ -142,9 +144,9 @@ def kept(stack: ExitStack, addresses: list[str]) -> None:
         outcomes = {way.name: [0, 0] for way in made}
         for _ in range(requests):
             for way in made:
-                before = refusing.seen
+                before = refusing.refused
                 status = way.ask(body)
-                outcomes[way.name][0] += refusing.seen > before
+                outcomes[way.name][0] += refusing.refused > before
                 outcomes[way.name][1] += status != 200
         for way in made:
             envoy, picker = way.cpu_us()
@@ -171,10 +173,10 @@ def at_once(way: Way, body: str, clients: int) -> None:
 
 
 class Refusing:
-    """A model server that is full."""
+    """A model server that is full at every second request."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.seen, self.refused = 0, 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -188,6 +190,9 @@ class Refusing:
                     self.rfile.readline()
                 else:
                     self.rfile.read(int(self.headers["content-length"]))
+                if outer.seen % 2:
+                    return self.answer(200, b'{"object":"text_completion","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
+                outer.refused += 1
                 self.answer(503, b"full")
 
             def do_GET(self) -> None:

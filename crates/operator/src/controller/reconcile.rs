@@ -237,7 +237,12 @@ impl Means {
         let lines: Vec<String> = faults
             .iter()
             .map(|fault| {
-                format!("{}: {}; expected {}; using {}", fault.key, fault.what, fault.expected, fault.using)
+                // What was valid before is the picker's to know.
+                let using = match fault.kind {
+                    FaultKind::UnknownAnnotation => fault.using.clone(),
+                    _ => format!("the last valid value, or {} where there was none", fault.using),
+                };
+                format!("{}: {}; expected {}; using {using}", fault.key, fault.what, fault.expected)
             })
             .collect();
         let message = lines.join("\n");
