@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,7 +148,7 @@ def ready(node: Node) -> None:
             known.add(name)
             node.kubectl("-n", node.name, "annotate", "pod", name, "controller.kubernetes.io/pod-deletion-cost=-1")
             scale(3)
-            node.kubectl("-n", node.name, "wait", "--for=delete", f"pod/{name}", "--timeout=60s")
+            until(lambda: len(there.pods("qwen")) == 3, within=30, what="it goes")
         watch.terminate()
     head("ms")
     told("Ready at the API server -> first request served", seen)
