@@ -131,7 +131,7 @@ fn cluster(it: &Cluster, view: &mut String) {
         "Envoy Gateway's"
     };
     let policies = it.load_balancing_policy.iter().flat_map(|policy| &policy.policies);
-    let policies: Vec<_> = policies.map(|policy| balancing(policy)).collect();
+    let policies: Vec<_> = policies.map(balancing).collect();
     let breakers = it.circuit_breakers.iter().flat_map(|it| &it.thresholds);
     let limits = breakers.map(|it| {
         (it.max_connections.as_ref().map(|it| it.value), it.max_requests.as_ref().map(|it| it.value))
