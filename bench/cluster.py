@@ -1,9 +1,8 @@
-"""Pointsman behind Envoy Gateway on a real node: what a request pays for being picked, how soon a pod is in and out, what many pools cost.
+"""Pointsman behind Envoy Gateway on a real node: what a request pays for being picked, and how soon a pod is in and out.
 
     cargo xtask cluster test                       # starts the node and installs Pointsman
     export KUBECONFIG=~/.cache/pointsman/cluster-run/admin.kubeconfig KUBECTL=~/.cache/pointsman/kubernetes/kubectl
     ~/.cache/pointsman/blackbox/bin/python bench/cluster.py latency | endpoints | ready
-    ~/.cache/pointsman/blackbox/bin/python bench/cluster.py pools [N...]        # 2 10 100 unless named; with controller --install --epp-mode=shared
 
 The baseline of `latency` is the same Envoy, listener and pods behind a plain Service, asked in turn with the pool.
 """
@@ -21,30 +20,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from harness import node_processes, site  # noqa: E402
+from harness import site  # noqa: E402
 from harness.node import Node  # noqa: E402
 from harness.wait import until  # noqa: E402
 
 SAMPLES = 100
-GATEWAYS, SYSTEM = "envoy-gateway-system", "pointsman-system"
-AT_REST_S = 30
+GATEWAYS = "envoy-gateway-system"
 
 
-def told(name: str, seconds: list[float], unit: float = 1000) -> None:
+def told(name: str, seconds: list[float]) -> None:
     ordered = sorted(seconds)
-    p = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))] * unit
-    print(f"| {name} | {len(ordered)} | {p(0.5):.2f} | {p(0.9):.2f} | {p(0.99):.2f} | {ordered[-1] * unit:.2f} |", flush=True)
+    p = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
+    print(f"| {name} | {len(ordered)} | {p(0.5):.2f} | {p(0.9):.2f} | {p(0.99):.2f} | {ordered[-1] * 1000:.2f} |", flush=True)
 
 
-def head(unit: str) -> None:
-    print(f"| | samples | p50, {unit} | p90, {unit} | p99, {unit} | worst, {unit} |\n|---|---|---|---|---|---|")
+def head() -> None:
+    print("| | samples | p50, ms | p90, ms | p99, ms | worst, ms |\n|---|---|---|---|---|---|")
 
 
 # ---- latency
 
 
 def latency(node: Node) -> None:
-    """One request after the other on one connection, pool and Service in turn; then the same at a fixed load."""
+    """One request after the other on one connection, pool and Service in turn."""
     there = site.open_site(node)
     node.apply(site.service("qwen"), site.route_to_service("qwen", "service.example"))
     until(lambda: there.status("service.example") == 200, within=30, what="the Service answers")
@@ -53,10 +51,10 @@ def latency(node: Node) -> None:
     for size in (1_000, 32_000, 220_000):
         prompt = "word " * (size // 5)
         body = json.dumps({"model": "sim", "prompt": prompt, "max_tokens": 1})
-        head("ms")
+        head()
         seen: dict[str, list[float]] = {name: [] for name in hosts}
         connections = {name: http.client.HTTPConnection(address) for name in hosts}
-        for number in range(2_000 if size < 100_000 else 500):
+        for _ in range(2_000 if size < 100_000 else 500):
             for name, host in hosts.items():
                 seen[name].append(timed(connections[name], host, body))
         for name, seconds in seen.items():
@@ -102,7 +100,7 @@ def endpoints(node: Node) -> None:
                 seen.setdefault(f"{way} since kubectl began", []).append(end - begin)
                 seen.setdefault(f"{way} since kubectl returned", []).append(end - returned)
                 time.sleep(0.15)
-    head("ms")
+    head()
     for what, seconds in seen.items():
         told(what, seconds)
 
@@ -150,59 +148,19 @@ def ready(node: Node) -> None:
             scale(3)
             until(lambda: len(there.pods("qwen")) == 3, within=30, what="it goes")
         watch.terminate()
-    head("ms")
+    head()
     told("Ready at the API server -> first request served", seen)
     print(f"requests meanwhile: {dict(load.outcomes)}")
 
 
-# ---- pools
-
-
-def pools(node: Node, numbers: list[int]) -> None:
-    """What the controllers and the one picker of all pools use, at rest, with that many pools and a route to each."""
-    there = site.open_site(node)
-    print("| pools, each with a route | | resident, MB | CPU at rest, ms a s |\n|---|---|---|---|")
-    made = 2
-    for number in numbers:
-        for one in range(made, number):
-            node.apply(site.pool(f"many-{one}"), site.route(f"many-{one}", f"many-{one}.example", (f"many-{one}", 1)))
-        made = max(made, number)
-        last = f"many-{number - 1}.example" if number > 2 else "qwen.example"
-        if number > 2:
-            # No pods stand behind it: 503 comes from the picker.
-            until(lambda: there.status(last) == 503, within=60, what=f"{last} is known")
-        time.sleep(15)
-        watched = {
-            "controllers, two": node.items("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=controller"),
-            "pickers of all": node.items("pods", "-n", GATEWAYS, "-l", "app.kubernetes.io/component=epp"),
-            "Envoy Gateway": node.items("pods", "-n", GATEWAYS, "-l", "control-plane=envoy-gateway"),
-        }
-        processes = {name: [process for pod in pods for process in node_processes.of_pod(pod)] for name, pods in watched.items()}
-        before = {name: sum(map(cpu_s, found)) for name, found in processes.items()}
-        time.sleep(AT_REST_S)
-        for name, found in processes.items():
-            used = (sum(map(cpu_s, found)) - before[name]) / AT_REST_S
-            print(f"| {number} | {name} | {sum(map(resident_mb, found)):.0f} | {used * 1000:.1f} |", flush=True)
-
-
-def cpu_s(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mb(process: int) -> float:
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1000
-
-
 def main() -> None:
-    what, *rest = sys.argv[1:] or [""]
-    parts = {"latency": latency, "endpoints": endpoints, "ready": ready, "pools": pools}
+    parts = {"latency": latency, "endpoints": endpoints, "ready": ready}
+    what = (sys.argv[1:] or [""])[0]
     if what not in parts:
         sys.exit(__doc__)
     node = Node()
     try:
-        parts[what](node, list(map(int, rest)) or [2, 10, 100]) if what == "pools" else parts[what](node)
+        parts[what](node)
     finally:
         node.close()
 

@@ -28,6 +28,7 @@ from harness.cluster import Cluster, Namespace  # noqa: E402
 from harness.controller import Controller  # noqa: E402
 from harness.epp import Picker  # noqa: E402
 from harness.manifests import QUEUE_TTL, pool_v1  # noqa: E402
+from harness.usage import cpu_s  # noqa: E402
 
 SIZES = tuple(map(int, sys.argv[1:])) or (10, 100, 1000)
 SAMPLES = 100
@@ -75,11 +76,6 @@ def told(name: str, seconds: list[float]) -> None:
     ordered = sorted(seconds)
     p = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
     print(f"| {name} | {len(ordered)} | {statistics.median(ordered) * 1000:.0f} | {p(0.99):.0f} | {ordered[-1] * 1000:.0f} |", flush=True)
-
-
-def cpu_s(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def pool(name: str, namespace: str) -> dict:

@@ -27,6 +27,7 @@ os.environ.setdefault("POINTSMAN_BIN", str(ROOT / "target/release/pointsman"))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from harness.envoy import Process, Sims, Stand, replaced, stand  # noqa: E402
+from harness.usage import cpu_s  # noqa: E402
 
 KIB = 1024
 FAST = ("--prefill-us-per-token", "0", "--step-base-us", "1", "--decode-us-per-seq", "0")
@@ -55,7 +56,7 @@ class Way:
 
     def begin(self) -> None:
         self.seconds: list[float] = []
-        self._used = [cpu_s(process) for process in self._processes()]
+        self._used = [cpu_s(process.process.pid) for process in self._processes()]
 
     def ask(self, body: str) -> int:
         begin = time.monotonic()
@@ -67,7 +68,7 @@ class Way:
 
     def cpu_us(self) -> list[float]:
         """Of Envoy and of the picker, for each request."""
-        now = [cpu_s(process) for process in self._processes()]
+        now = [cpu_s(process.process.pid) for process in self._processes()]
         return [1e6 * (after - before) / len(self.seconds) for before, after in zip(self._used, now)]
 
     def p(self, share: float) -> float:
@@ -77,11 +78,6 @@ class Way:
 
     def _processes(self) -> tuple[Process, Process]:
         return self.house.envoy, self.house.picker
-
-
-def cpu_s(process: Process) -> float:
-    fields = Path(f"/proc/{process.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_max_mb(process: Process) -> float:
