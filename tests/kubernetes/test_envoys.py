@@ -3,7 +3,9 @@ version that Envoy Gateway's users have. Envoy Gateway is played from what a rea
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import httpx
 import pytest
@@ -25,8 +27,10 @@ BODY = {"model": "tiny", "prompt": "Which track?", "max_tokens": 4}
 class Site:
     """A pool of two model servers, its picker, and an Envoy with what the controller made for it."""
 
-    def __init__(self, cluster, namespace, gateways, controller, folder, program: str, *, fail_open: bool) -> None:
+    def __init__(self, cluster, namespace, gateways, start_controller, folder, program: str, *, fail_open: bool) -> None:
         self.namespace, self._gateways, self._folder, self._cluster = namespace, gateways, folder, cluster
+        self.start_controller, self._program = start_controller, program
+        self.controller = start_controller()
         self.servers = [Upstream(host="127.0.1.1").up()]
         self.servers.append(Upstream(host="127.0.1.2", port=self.servers[0].port).up())
         reference = {"name": "epp", "port": {"number": 9002}}
@@ -34,11 +38,20 @@ class Site:
         for number, server in enumerate(self.servers):
             namespace.pod(f"server-{number}", server.host)
         self.picker = self.start_picker()
-        made = translate(controller.extension, namespace.name, "pool", fail_open=fail_open)
+        made = translate(self.controller.extension, namespace.name, "pool", fail_open=fail_open)
         self.ads = Ads(made)
-        self.envoy = envoy.Envoy(folder, bootstrap(self.ads), program=program, listener="default/gw/http")
+        self.envoy = self.new_envoy(folder)
         self.client = httpx.Client(base_url=self.envoy.url, timeout=30, trust_env=False)
         until(lambda: len(self.endpoints()) == 2, within=WITHIN_S, what="Envoy knows both endpoints")
+
+    def new_envoy(self, folder) -> envoy.Envoy:
+        return envoy.Envoy(folder, bootstrap(self.ads), program=self._program, listener="default/gw/http")
+
+    def second_envoy(self) -> envoy.Envoy:
+        """Beside the first, and without what that one knows."""
+        folder = self._folder / "second"
+        folder.mkdir()
+        return self.new_envoy(folder)
 
     def start_picker(self):
         """A picker beside those that Kubernetes believes to run, where Envoy finds it: an EndpointSlice of their Service names it."""
@@ -92,11 +105,15 @@ def site(cluster, namespace, gateways, control, tmp_path) -> Iterator[Callable[.
 
     def site(version: str = "1.40.0", *, fail_open: bool = False) -> Site:
         port = envoy.free_port()
-        controller = control("--extension-port", port, "--discovery-address", f"127.0.0.1:{port}")
-        until(controller.is_listed, within=WITHIN_S, what="the controller knows the cluster")
+
+        def start_controller():
+            controller = control("--extension-port", port, "--discovery-address", f"127.0.0.1:{port}")
+            until(controller.is_listed, within=WITHIN_S, what="the controller knows the cluster")
+            return controller
+
         program = ENVOYS[version]
         assert program, "POINTSMAN_ENVOY_1_39 is not set: cargo xtask test sets it"
-        made.append(Site(cluster, namespace, gateways, controller, tmp_path, program, fail_open=fail_open))
+        made.append(Site(cluster, namespace, gateways, start_controller, tmp_path, program, fail_open=fail_open))
         until(made[-1].picker_is_healthy, within=WITHIN_S, what="the picker serves")
         return made[-1]
 
@@ -165,3 +182,22 @@ def test_picked_endpoints_that_fail_are_passed_over(site):
     site = site()
     site.servers[0].down()
     assert [site.ask().status_code for _ in range(10)] == [200] * 10
+
+
+@pytest.mark.parametrize("version", ENVOYS)
+def test_without_a_controller(site, version):
+    """Envoys keep the endpoints that they know; one that starts serves what leads to no pool. Once a controller is back, all know all."""
+    site = site(version)
+    site.controller.close()
+    site.namespace.kubectl("label", "pod", "server-0", "app=elsewhere", "--overwrite")
+    began = time.monotonic()
+    with closing(site.second_envoy()) as second:
+        assert time.monotonic() - began < 9, "it takes connections"
+        ask = lambda: httpx.post(f"{second.url}/v1/completions", json=BODY, trust_env=False).status_code
+        assert ask() == 503
+        # Envoy's own way of trying again would be up to 30 s apart by now.
+        time.sleep(10)
+        assert len(site.endpoints()) == 2 and site.ask().status_code == 200
+        site.controller = site.start_controller()
+        until(lambda: site.endpoints() == {site.servers[1].address}, within=3, what="the first one learns what happened meanwhile")
+        until(lambda: ask() == 200, within=3, what="the second serves the pool")

@@ -1,9 +1,14 @@
 //! What a translation takes, by its number of routes to pools; beside it what it takes where none leads to a pool, which is reading alone.
 //!
 //! `cargo bench -p envoy-gateway`
+//!
+//! `stamp` is the other hook, which Envoy Gateway calls once a route before.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
-use envoy_gateway::{Backend, Known, RouteName, Setting, Translation, translate};
+use envoy_gateway::{Backend, ExtensionServer, Known, RouteName, Setting, Translation, translate};
+use futures_util::FutureExt as _;
 use pool::PoolId;
 use protobuf::{Malformed, Message};
 
@@ -19,6 +24,8 @@ fn many(routes: usize, to_pools: bool) -> (Translation, Known) {
     const ROUTES: u32 = 3;
     const ROUTE_NAME: u32 = 14;
     const NAME: u32 = 1;
+    const ACTION: u32 = 2;
+    const CLUSTER: u32 = 1;
     let bytes = Bytes::from_static(include_bytes!("../tests/captures/translation.bin"));
     let mut asked = Translation::read(&bytes).expect("a capture");
     let of = if to_pools { "/sole/" } else { "/plain/" };
@@ -36,6 +43,11 @@ fn many(routes: usize, to_pools: bool) -> (Translation, Known) {
                 let mut route = one.clone();
                 let name = renamed(&route.text(ROUTE_NAME), number);
                 route.set(ROUTE_NAME, |it| it.bytes(ROUTE_NAME, name));
+                route.edit::<Malformed>(ACTION, |action| {
+                    let cluster = renamed(&action.text(CLUSTER), number);
+                    action.set(CLUSTER, |it| it.bytes(CLUSTER, cluster));
+                    Ok(())
+                })?;
                 host.push(|it| it.bytes(ROUTES, route.to_bytes()));
             }
             Ok(true)
@@ -70,6 +82,20 @@ fn run(bencher: divan::Bencher<'_, '_>, routes: usize, to_pools: bool) {
 #[divan::bench(args = SIZES)]
 fn to_pools(bencher: divan::Bencher<'_, '_>, routes: usize) {
     run(bencher, routes, true);
+}
+
+#[divan::bench]
+fn stamp(bencher: divan::Bencher<'_, '_>) {
+    let request = Bytes::from_static(include_bytes!("../tests/captures/route-000.bin"));
+    let setting = Setting { discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005) };
+    let (_known, known) = tokio::sync::watch::channel(Arc::default());
+    let (_endpoints, endpoints) = tokio::sync::watch::channel(Arc::default());
+    let server = ExtensionServer::new(setting, known, endpoints);
+    bencher.bench_local(|| {
+        let answer = server.answer("PostRouteModify", &request).now_or_never();
+        assert!(matches!(&answer, Some(Ok(Some(route))) if !route.is_empty()));
+        answer
+    });
 }
 
 #[divan::bench(args = SIZES)]

@@ -102,7 +102,13 @@ pub(crate) fn for_pool(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
     xds::any("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", |route| {
         route.message(OVERRIDES, |overrides| {
             overrides.message(PROCESSING_MODE, |mode| Shown::to(owner).write(mode));
-            xds::grpc_service(overrides, GRPC_SERVICE, &picker_name(&id), |service| asked(service, &id));
+            xds::grpc_service(
+                overrides,
+                GRPC_SERVICE,
+                &picker_name(&id),
+                |_| {},
+                |service| asked(service, &id),
+            );
             overrides.message(FAILURE_MODE_ALLOW, |allow| {
                 allow.bool(1, Unpicked::of(pool, owner) != Unpicked::RefusedByFilter);
             });
@@ -197,7 +203,7 @@ fn filter_itself(filter: &mut Writer) {
     const UNTYPED: u32 = 1;
     let config = xds::any("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", |it| {
         // Nobody is asked by that name: every route that switches it on names another.
-        xds::grpc_service(it, GRPC_SERVICE, "pointsman/picker/none", |_| {});
+        xds::grpc_service(it, GRPC_SERVICE, "pointsman/picker/none", |_| {}, |_| {});
         it.message(PROCESSING_MODE, |mode| Shown::to(PickerOwner::Ours).write(mode));
         it.duration(MESSAGE_TIMEOUT_FIELD, MESSAGE_TIMEOUT);
         it.duration(MAX_MESSAGE_TIMEOUT_FIELD, MESSAGE_TIMEOUT_MAX);

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use pool::PoolId;
 
+use crate::stamp::StampedPool;
+
 /// Namespace and name of an HTTPRoute.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteName {
@@ -44,8 +46,24 @@ pub struct Known {
     pub routes: BTreeMap<RouteName, Vec<Vec<Backend>>>,
     /// HTTPRoutes that changed or went a moment ago, as they were: Envoy Gateway may not have seen that yet.
     pub former: BTreeMap<RouteName, Vec<Vec<Backend>>>,
-    /// Of each pool whose picker it has.
-    pub pickers: BTreeMap<PoolId, PickerOwner>,
+    /// Pools that are there.
+    pub pools: BTreeMap<PoolId, KnownPool>,
+}
+
+/// A pool that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPool {
+    /// What of its spec is put into a translation.
+    pub pool: StampedPool,
+    /// Whose picker it has.
+    pub picker: PickerOwner,
+}
+
+impl Known {
+    /// Whose picker a pool has.
+    pub(crate) fn picker_of(&self, pool: &StampedPool) -> PickerOwner {
+        self.pools.get(&pool.id()).map_or(PickerOwner::Ours, |known| known.picker)
+    }
 }
 
 /// The endpoints behind each name that Envoy asks for ([`pool_name`], [`picker_name`]), in order.

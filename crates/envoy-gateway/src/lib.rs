@@ -24,7 +24,7 @@ mod stamp;
 mod translate;
 mod xds;
 
-pub use known::{Backend, Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
+pub use known::{Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, picker_name, pool_name};
 pub use service::ExtensionServer;
 pub use stamp::StampedPool;
 pub use translate::{Fault, REVISION, Setting, Translated, Translation, translate};

@@ -23,6 +23,10 @@ const NAMESPACE: &str = "envoy.lb";
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The picker's queue holds requests back. Envoy's own counters would answer 503 at 1,024 in flight.
 const UNLIMITED: u64 = 65_536;
+/// How often an Envoy that reaches none of us tries. Envoy's own way, up to 30 s apart, would leave endpoints as they were for as long after
+/// the first of us is back.
+const DISCOVERY_RETRY: Duration = Duration::from_millis(100);
+const DISCOVERY_RETRY_MAX: Duration = Duration::from_secs(1);
 /// Until then a new Envoy that reaches none of us waits for endpoints, the other clusters with it.
 const FIRST_ENDPOINTS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -86,7 +90,7 @@ fn endpoints_from_us(it: &mut Writer, name: &str) {
         config.message(EDS_CONFIG, |source| {
             source.message(API_CONFIG_SOURCE, |api| {
                 api.varint(API_TYPE, DELTA_GRPC);
-                xds::grpc_service(api, GRPC_SERVICES, DISCOVERY, |_| {});
+                xds::grpc_service(api, GRPC_SERVICES, DISCOVERY, ask_again, |_| {});
                 api.bool(SET_NODE_ON_FIRST_MESSAGE_ONLY, true);
                 api.varint(TRANSPORT_API_VERSION, V3);
             });
@@ -94,6 +98,20 @@ fn endpoints_from_us(it: &mut Writer, name: &str) {
             source.varint(RESOURCE_API_VERSION, V3);
         });
         config.bytes(SERVICE_NAME, name);
+    });
+}
+
+/// Of an `EnvoyGrpc`: when it opens a stream again that broke or did not come about.
+fn ask_again(envoy_grpc: &mut Writer) {
+    const RETRY_POLICY: u32 = 3;
+    const RETRY_BACK_OFF: u32 = 1;
+    const BASE_INTERVAL: u32 = 1;
+    const MAX_INTERVAL: u32 = 2;
+    envoy_grpc.message(RETRY_POLICY, |policy| {
+        policy.message(RETRY_BACK_OFF, |back_off| {
+            back_off.duration(BASE_INTERVAL, DISCOVERY_RETRY);
+            back_off.duration(MAX_INTERVAL, DISCOVERY_RETRY_MAX);
+        });
     });
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use protobuf::{Malformed, Message, Writer};
 
 use crate::filter;
-use crate::known::{Backend, Known, PickerOwner, RouteName};
+use crate::known::{Backend, Known, RouteName};
 use crate::stamp::{self, StampedPool};
 use crate::xds::{self, Write as _, route};
 
@@ -18,13 +18,15 @@ const REPLAY_BYTES_MAX: u64 = 1 << 20;
 /// Endpoints that are tried after the first, each the next of the picker's list.
 const RETRIES: u64 = 2;
 
-/// A pool's cluster that a route sends to, and the one of Envoy Gateway's that it is made of.
+/// A pool's cluster that a rule sends to, and the one of Envoy Gateway's that it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Needed {
     pub(crate) name: String,
     pub(crate) template: String,
     /// Nothing else is behind the template: without the pool nobody asks for it.
     pub(crate) is_alone: bool,
+    /// The pool's weight is 0.
+    pub(crate) is_idle: bool,
     pub(crate) pool: StampedPool,
 }
 
@@ -67,35 +69,31 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     let former = (!now.2).then(|| backends(&known.former)).filter(|(.., in_step)| *in_step);
     let ahead = former.is_some();
     let (shares, others, in_step) = former.unwrap_or(now);
-    let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     let mut action = route.message(route::ACTION)?;
     let mut needed = Vec::new();
     let cluster = action.text(route::CLUSTER);
-    // By its pool and by nothing that changes: requests never move to a cluster of another name, which Envoy would have to fill first,
-    // because a weight changes or a backend comes.
-    let name_of = |pool: &StampedPool| format!("{prefix}/pool/{}", pool.id());
     if let [Share { pool, .. }] = &shares[..]
         && !cluster.is_empty()
         && others == 0
     {
-        let config = filter::for_pool(pool, owner(pool));
+        let config = filter::for_pool(pool, known.picker_of(pool));
         route.set_map_value(route::TYPED_PER_FILTER_CONFIG, filter::NAME, Some(&config))?;
-        let name = name_of(pool);
+        let name = cluster_of(prefix, pool);
         action.set(route::CLUSTER, |it| it.bytes(route::CLUSTER, &name));
-        needed.push(Needed { name, template: cluster, is_alone: true, pool: pool.clone() });
+        needed.push(Needed { name, template: cluster, is_alone: true, is_idle: false, pool: pool.clone() });
     } else if !cluster.is_empty() || action.has(route::WEIGHTED_CLUSTERS) {
         let mut weighted = action.message(route::WEIGHTED_CLUSTERS)?;
         if !cluster.is_empty() && others > 0 {
             weighted.push(|it| entry(it, &cluster, others, None));
         }
         for Share { index, pool, weight } in &shares {
-            let name = name_of(pool);
-            let config = filter::for_pool(pool, owner(pool));
+            let name = cluster_of(prefix, pool);
+            let config = filter::for_pool(pool, known.picker_of(pool));
             weighted.push(|it| entry(it, &name, *weight, Some(&config)));
             let is_alone = cluster.is_empty() || others == 0;
             let template =
                 if cluster.is_empty() { format!("{prefix}/backend/{index}") } else { cluster.clone() };
-            needed.push(Needed { name, template, is_alone, pool: pool.clone() });
+            needed.push(Needed { name, template, is_alone, is_idle: false, pool: pool.clone() });
         }
         action.remove(route::CLUSTER);
         action.set(route::WEIGHTED_CLUSTERS, |it| it.bytes(route::WEIGHTED_CLUSTERS, weighted.to_bytes()));
@@ -112,6 +110,47 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
         route.push(|it| it.wrapped(route::REQUEST_BODY_BUFFER_LIMIT, REPLAY_BYTES_MAX));
     }
     Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead }))
+}
+
+/// The clusters of a rule's pools whose weight is 0, made of the one that another of its pools, or what else it names, has: Envoy has filled
+/// them when a weight rises, and requests that are on their way when it falls end there. Of pools of other namespaces it is not known here
+/// whether the rule may use them.
+///
+/// # Errors
+/// When the route, as Envoy Gateway wrote it, cannot be read.
+pub(crate) fn idle(route: &Message, known: &Known, needed: &[Needed]) -> Result<Vec<Needed>, Malformed> {
+    let named = route.text(route::NAME);
+    let Some((name, rule, prefix)) = rule_of(&named) else { return Ok(Vec::new()) };
+    let backends = known.routes.get(&name).and_then(|rules| rules.get(rule));
+    let pools = backends.into_iter().flatten().filter_map(|backend| {
+        let pool = &known.pools.get(backend.pool.as_ref()?)?.pool;
+        (backend.weight == 0 && pool.namespace == name.namespace).then_some(pool)
+    });
+    let pools: Vec<&StampedPool> =
+        pools.filter(|pool| needed.iter().all(|needed| needed.pool.id() != pool.id())).collect();
+    if pools.is_empty() || !route.has(route::ACTION) {
+        return Ok(Vec::new());
+    }
+    let action = route.message(route::ACTION)?;
+    let template = match needed {
+        [first, ..] => first.template.clone(),
+        [] if action.has(route::CLUSTER) => action.text(route::CLUSTER),
+        [] => action.message(route::WEIGHTED_CLUSTERS)?.message(route::CLUSTERS)?.text(route::ENTRY_NAME),
+    };
+    let idle = pools.into_iter().map(|pool| Needed {
+        name: cluster_of(prefix, pool),
+        template: template.clone(),
+        is_alone: false,
+        is_idle: true,
+        pool: pool.clone(),
+    });
+    Ok(idle.collect())
+}
+
+/// The name of a pool's cluster in a rule. By its pool and by nothing that changes: requests never move to a cluster of another name, which
+/// Envoy would have to fill first, because a weight changes or a backend comes.
+fn cluster_of(prefix: &str, pool: &StampedPool) -> String {
+    format!("{prefix}/pool/{}", pool.id())
 }
 
 /// Leaves in a route what Envoy Gateway found for it; an answer of the hook.

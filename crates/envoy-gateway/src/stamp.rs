@@ -17,7 +17,7 @@ const FILTER_METADATA: u32 = 1;
 const STRUCT_FIELDS: u32 = 1;
 const STRING_VALUE: u32 = 3;
 
-/// A pool as Envoy Gateway found it.
+/// What of a pool is put into a translation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StampedPool {
     /// Its namespace.

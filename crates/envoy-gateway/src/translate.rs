@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use protobuf::{Fields, Malformed, Message, Writer};
 
-use crate::known::{Known, PickerOwner, RouteName};
+use crate::known::{Known, RouteName};
 use crate::routes::{self, Needed};
 use crate::stamp::StampedPool;
 use crate::xds::{cluster, route};
@@ -14,7 +14,7 @@ use crate::{filter, pools};
 
 /// What is put into a translation, by number: raised whenever that changes, so that Envoy Gateway is asked to translate again when a
 /// newer one of us takes over.
-pub const REVISION: u32 = 2;
+pub const REVISION: u32 = 3;
 
 /// The resources of a translation, each as Envoy Gateway wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,14 +112,10 @@ pub fn translate(asked: &Translation, known: &Known, setting: &Setting) -> Trans
     for bytes in &asked.routes {
         let edited = edit_configuration(bytes, known, &mut needed, &mut made).unwrap_or_else(|malformed| {
             made.faults.push(Fault::new("a route configuration", &malformed));
-            None
+            Configuration::default()
         });
-        let (name, bytes) = match edited {
-            Some((name, edited)) => (Some(name), edited.into()),
-            None => (None, bytes.clone()),
-        };
-        configurations.extend(name);
-        made.translation.routes.push(bytes);
+        configurations.extend(edited.leads_to_pools);
+        made.translation.routes.push(edited.bytes.unwrap_or_else(|| bytes.clone()));
     }
     made.translation.clusters = clusters(asked, &needed, known, setting, &mut made.faults);
     made.translation.listeners = listeners(asked, &configurations, &mut made.faults);
@@ -127,24 +123,41 @@ pub fn translate(asked: &Translation, known: &Known, setting: &Setting) -> Trans
     made
 }
 
-/// The name of a route configuration and its bytes with pools in them; none where it names no pool.
+/// What became of a route configuration.
+#[derive(Default)]
+struct Configuration {
+    /// Its name, where a rule of it names a pool.
+    leads_to_pools: Option<String>,
+    /// It with pools in it, where it differs.
+    bytes: Option<Bytes>,
+}
+
 fn edit_configuration(
     bytes: &Bytes,
     known: &Known,
     needed: &mut BTreeMap<String, Needed>,
     made: &mut Translated,
-) -> Result<Option<(String, Vec<u8>)>, Malformed> {
+) -> Result<Configuration, Malformed> {
     let mut configuration = Message::parse(bytes)?;
+    let mut leads_to_pools = false;
     let edited = configuration.edit_all::<Malformed>(route::VIRTUAL_HOSTS, |host| {
         host.edit_all(route::ROUTES, |route| {
             let before = route.clone();
-            match routes::edit(route, known) {
-                Ok(None) => Ok(false),
-                Ok(Some(edited)) => {
+            let edited = routes::edit(route, known).and_then(|edited| {
+                let needed = edited.as_ref().map_or(&[][..], |edited| &edited.needed);
+                let idle = routes::idle(&before, known, needed)?;
+                Ok((edited, idle))
+            });
+            match edited {
+                Ok((edited, idle)) => {
+                    let differs = edited.is_some();
+                    leads_to_pools |= differs || !idle.is_empty();
+                    let edited = edited.unwrap_or_default();
                     made.behind.extend(edited.behind);
                     made.ahead |= edited.ahead;
-                    needed.extend(edited.needed.into_iter().map(|needed| (needed.name.clone(), needed)));
-                    Ok::<_, Malformed>(true)
+                    let all = edited.needed.into_iter().chain(idle);
+                    needed.extend(all.map(|needed| (needed.name.clone(), needed)));
+                    Ok::<_, Malformed>(differs)
                 }
                 Err(malformed) => {
                     made.faults
@@ -155,7 +168,10 @@ fn edit_configuration(
             }
         })
     })?;
-    Ok(edited.then(|| (configuration.text(route::CONFIGURATION_NAME), configuration.to_bytes())))
+    Ok(Configuration {
+        leads_to_pools: leads_to_pools.then(|| configuration.text(route::CONFIGURATION_NAME)),
+        bytes: edited.then(|| configuration.to_bytes().into()),
+    })
 }
 
 fn clusters(
@@ -176,13 +192,15 @@ fn clusters(
         }
         named.insert(name, bytes);
     }
-    let owner = |pool: &StampedPool| known.pickers.get(&pool.id()).copied().unwrap_or(PickerOwner::Ours);
     let mut pickers: BTreeMap<String, StampedPool> = BTreeMap::new();
-    for Needed { name, template, pool, .. } in needed.values() {
-        let made = match named.get(template) {
-            Some(template) => {
-                pools::of_pool(template, name, pool, owner(pool)).map_err(|malformed| malformed.to_string())
-            }
+    for Needed { name, template, pool, is_idle, .. } in needed.values() {
+        let template_bytes = named.get(template);
+        if *is_idle && !template_bytes.is_some_and(|bytes| is_like_a_pools(bytes)) {
+            continue;
+        }
+        let made = match template_bytes {
+            Some(template) => pools::of_pool(template, name, pool, known.picker_of(pool))
+                .map_err(|malformed| malformed.to_string()),
             None => Err(format!("Envoy Gateway made no cluster {template} for its rule")),
         };
         match made {
@@ -193,12 +211,17 @@ fn clusters(
             Err(why) => faults.push(Fault { of: format!("the pool {} in {name}", pool.id()), why }),
         }
     }
-    kept.extend(pickers.values().map(|pool| Bytes::from(pools::of_picker(pool, owner(pool)))));
+    kept.extend(pickers.values().map(|pool| Bytes::from(pools::of_picker(pool, known.picker_of(pool)))));
     // Also while no route leads to a pool: if it came with the first one, that one's requests would fail until it is resolved and
     // connected to.
     let (host, port) = &setting.discovery;
     kept.push(pools::discovery((host, *port)).into());
     kept
+}
+
+/// Whether a pool's cluster may be made of that one before Envoy Gateway has made one for the pool: TLS is for what a policy names.
+fn is_like_a_pools(bytes: &Bytes) -> bool {
+    Message::parse(bytes).is_ok_and(|it| !it.has(cluster::TRANSPORT_SOCKET))
 }
 
 fn listeners(asked: &Translation, configurations: &BTreeSet<String>, faults: &mut Vec<Fault>) -> Vec<Bytes> {

@@ -129,8 +129,14 @@ impl Write for Writer {
 /// What we and pickers are called in requests. Envoy would take the cluster's name, and one with slashes is no host.
 pub(crate) const AUTHORITY: &str = "pointsman";
 
-/// A `GrpcService` by Envoy's own client, with what else is to be said of it.
-pub(crate) fn grpc_service(writer: &mut Writer, field: u32, cluster: &str, more: impl FnOnce(&mut Writer)) {
+/// A `GrpcService` by Envoy's own client, with what else is to be said of that client and of the service.
+pub(crate) fn grpc_service(
+    writer: &mut Writer,
+    field: u32,
+    cluster: &str,
+    client: impl FnOnce(&mut Writer),
+    more: impl FnOnce(&mut Writer),
+) {
     const ENVOY_GRPC: u32 = 1;
     const CLUSTER_NAME: u32 = 1;
     const AUTHORITY_FIELD: u32 = 2;
@@ -138,6 +144,7 @@ pub(crate) fn grpc_service(writer: &mut Writer, field: u32, cluster: &str, more:
         service.message(ENVOY_GRPC, |envoy| {
             envoy.bytes(CLUSTER_NAME, cluster);
             envoy.bytes(AUTHORITY_FIELD, AUTHORITY);
+            client(envoy);
         });
         more(service);
     });

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use envoy_gateway::{Backend, Known, PickerOwner, RouteName, Setting, Translated, Translation, translate};
+use envoy_gateway::{
+    Backend, Known, KnownPool, PickerOwner, RouteName, Setting, StampedPool, Translated, Translation,
+    translate,
+};
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy};
 use envoy_types::pb::envoy::config::listener::v3::Listener;
@@ -46,8 +49,23 @@ fn known() -> Known {
     Known {
         routes: [(route("sole"), vec![vec![pool("qwen-pool", 1)]]), (route("canary"), canary)].into(),
         former: [].into(),
-        pickers: [(PoolId::new("default", "llama-pool"), PickerOwner::Pool { tls: true })].into(),
+        pools: [
+            known_pool("llama-pool", PickerOwner::Pool { tls: true }),
+            known_pool("qwen-pool", PickerOwner::Ours),
+        ]
+        .into(),
     }
+}
+
+fn known_pool(name: &str, picker: PickerOwner) -> (PoolId, KnownPool) {
+    let fails_open = name == "qwen-pool";
+    let pool = StampedPool {
+        namespace: "default".into(),
+        name: name.into(),
+        fail_open: fails_open,
+        h2c: !fails_open,
+    };
+    (pool.id(), KnownPool { pool, picker })
 }
 
 fn translated(known: &Known) -> Translated {
@@ -236,7 +254,7 @@ fn the_same_is_made_of_the_same() {
 
 #[test]
 fn a_pool_with_a_picker_of_ours_fails_closed_at_its_cluster() {
-    let view = view(&translated(&Known { pickers: BTreeMap::new(), ..known() }).translation);
+    let view = view(&translated(&Known { pools: BTreeMap::new(), ..known() }).translation);
     let entry = "10 httproute/default/canary/rule/0/pool/default/llama-pool: asks pointsman/picker/default/llama-pool";
     assert!(view.contains(&format!("{entry}, fails open, bodies BufferedPartial/None")), "{view}");
     let closed = r#"override_host, else subset of [\"x-gateway-destination-endpoint\"], by least_request"#;
@@ -285,6 +303,72 @@ fn a_route_that_is_gone_is_translated_as_it_was() {
     assert_eq!((&made.behind, made.ahead), (&[].into(), true));
     assert_eq!(made.translation, translated(&known()).translation);
     assert!(!translated(&known()).ahead);
+}
+
+/// Requests that come when its weight rises find a cluster that Envoy has filled; those that are on their way when it falls, too.
+#[test]
+fn a_pool_whose_weight_is_0_has_its_cluster_and_no_requests() {
+    let mut idle = known();
+    let mut name = |route: &str, of: Vec<Backend>| {
+        idle.routes.insert(RouteName { namespace: "default".into(), name: route.into() }, vec![of]);
+    };
+    // Beside a pool, and beside a Service alone.
+    name("sole", vec![pool("qwen-pool", 1), pool("llama-pool", 0), pool("nowhere", 0)]);
+    name("plain", vec![Backend { pool: None, weight: 1 }, pool("qwen-pool", 0)]);
+    let (before, made) = (translated(&known()).translation, translated(&idle));
+    assert_eq!((made.faults, made.behind), (vec![], [].into()));
+    assert_eq!(made.translation.routes, before.routes);
+    let named = |it: &Translation, wanted: &str| {
+        let all = it.clusters.iter().map(|bytes| Cluster::decode(&**bytes).unwrap());
+        all.into_iter().find(|cluster| cluster.name == wanted)
+    };
+    let comes = "httproute/default/plain/rule/0/pool/default/qwen-pool";
+    let new = ["httproute/default/sole/rule/0/pool/default/llama-pool", comes];
+    for name in new {
+        assert!(named(&before, name).is_none() && named(&made.translation, name).is_some(), "{name}");
+    }
+    assert_eq!(made.translation.clusters.len(), before.clusters.len() + new.len());
+    // It is what it will be when its weight has risen.
+    let mut with_weight =
+        named(&made.translation, "httproute/default/sole/rule/0/pool/default/qwen-pool").unwrap();
+    with_weight.name = comes.into();
+    let idle = named(&made.translation, comes).unwrap();
+    with_weight.metadata.clone_from(&idle.metadata);
+    assert_eq!(idle, with_weight);
+    // A listener that leads to no other pool asks no picker, and is ready to.
+    let mut view = String::new();
+    made.translation.listeners.iter().for_each(|it| listener(&Listener::decode(&**it).unwrap(), &mut view));
+    assert!(view.contains(&format!("default/gw/other: [\"{FILTER}\"")), "{view}");
+}
+
+/// Nobody asked here whether the rule may use it.
+#[test]
+fn a_pool_of_another_namespace_whose_weight_is_0_waits_for_its_weight() {
+    let mut idle = known();
+    let (_, mut other) = known_pool("qwen-pool", PickerOwner::Ours);
+    other.pool.namespace = "other".into();
+    let backend = Backend { pool: Some(other.pool.id()), weight: 0 };
+    idle.pools.insert(other.pool.id(), other);
+    idle.routes.values_mut().flatten().for_each(|backends| backends.push(backend.clone()));
+    assert_eq!(translated(&idle), translated(&known()));
+}
+
+/// The Service's TLS would not be the pool's.
+#[test]
+fn a_pool_whose_weight_is_0_beside_a_service_with_tls_waits_for_its_weight() {
+    let mut asked = capture();
+    for bytes in &mut asked.clusters {
+        let mut it = Cluster::decode(&**bytes).unwrap();
+        it.transport_socket = Some(Default::default());
+        *bytes = it.encode_to_vec().into();
+    }
+    let mut idle = known();
+    let plain = RouteName { namespace: "default".into(), name: "plain".into() };
+    idle.routes.insert(plain, vec![vec![Backend { pool: None, weight: 1 }, pool("qwen-pool", 0)]]);
+    let setting = Setting { discovery: ("c".into(), 1) };
+    let made = translate(&asked, &idle, &setting);
+    assert_eq!(made.faults, vec![]);
+    assert_eq!(made.translation.clusters, translate(&asked, &known(), &setting).translation.clusters);
 }
 
 #[test]

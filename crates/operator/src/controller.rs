@@ -461,9 +461,14 @@ impl Controller {
 
     /// Whether the pool's own picker is used, and not ours.
     fn brings_picker(&self, id: &PoolId) -> bool {
+        self.pickers.brings_its_own(self.pool(id).is_some_and(|pool| self.is_picker_there(pool)))
+    }
+
+    /// The pool, where it is there.
+    fn pool(&self, id: &PoolId) -> Option<&InferencePool> {
         let key = (id.namespace.clone(), id.name.clone());
         let seen = self.pools.iter().find_map(|pools| pools.objects().get(&key)?.as_ref());
-        self.pickers.brings_its_own(seen.is_some_and(|seen| self.is_picker_there(&seen.known.pool)))
+        seen.map(|seen| &seen.known.pool)
     }
 
     fn end(&mut self, work: Work, outcome: Result<(), Error>) {

@@ -11,7 +11,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_gateway::{Backend, Endpoints, Known, PickerOwner, RouteName, picker_name, pool_name};
+use envoy_gateway::{
+    Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, StampedPool, picker_name, pool_name,
+};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
@@ -228,7 +230,7 @@ impl GatewaySource {
                 // One that is there and not sound leaves what is known as it is.
                 if !self.pools.iter().any(|pools| pools.objects().contains_key(&key)) {
                     self.selected.remove(&id);
-                    self.known.pickers.remove(&id);
+                    self.known.pools.remove(&id);
                     self.endpoints.remove(&pool_name(&id));
                     self.endpoints.remove(&picker_name(&id));
                 }
@@ -240,8 +242,8 @@ impl GatewaySource {
             let endpoints = pool.pod_endpoints(pods);
             let endpoints = endpoints.iter().filter_map(|it| Some((it.host.parse().ok()?, it.port)));
             self.endpoints.insert(pool_name(&id), endpoints.collect());
-            let (owner, addresses) = self.picker_of(&pool);
-            self.known.pickers.insert(id.clone(), owner);
+            let (picker, addresses) = self.picker_of(&pool);
+            self.known.pools.insert(id.clone(), KnownPool { pool: StampedPool::from(&pool), picker });
             self.endpoints.insert(picker_name(&id), addresses);
         }
     }

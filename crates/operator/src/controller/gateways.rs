@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use envoy_gateway::REVISION;
+use envoy_gateway::{REVISION, StampedPool};
 use kube::Error;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use pool::{InferencePool, PoolId};
@@ -85,6 +85,11 @@ impl Controller {
             let _ = write!(made_of, "\n{key:?} {:?}", route.rules);
             for id in route.pools() {
                 let _ = write!(made_of, " {id}:{}", self.brings_picker(&id));
+            }
+            // Envoy Gateway does not look at pools whose weight is 0.
+            let idle = route.rules.iter().flatten().filter(|backend| backend.weight == 0);
+            for pool in idle.filter_map(|backend| self.pool(backend.pool.as_ref()?)) {
+                let _ = write!(made_of, " {:?}", StampedPool::from(pool));
             }
         }
         let digest = names::hash(&made_of);
