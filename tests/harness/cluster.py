@@ -141,9 +141,11 @@ class Namespace:
         words = [f"{key}-" if value is None else f"{key}={value}" for key, value in annotations.items()]
         self.kubectl("annotate", "--overwrite", pool, *words)
 
-    def pod(self, name: str, address: str, *, ready: bool = True, annotations: dict | None = None) -> None:
+    def pod(
+        self, name: str, address: str, *, ready: bool = True, annotations: dict | None = None, labels: dict = LABELS
+    ) -> None:
         """A pod that nobody runs: the test plays its kubelet."""
-        metadata = {"name": name, "labels": LABELS, "annotations": annotations or {}}
+        metadata = {"name": name, "labels": labels, "annotations": annotations or {}}
         containers = [{"name": "vllm", "image": "vllm"}]
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
         # A finalizer, so that the test says how long it terminates.

@@ -6,7 +6,9 @@ import pytest
 
 from harness.cluster import Cluster, Namespace
 from harness.controller import Controller
+from harness.envoy import free_port
 from harness.epp import Picker
+from harness.wait import until
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +61,16 @@ def control(cluster: Cluster, gateways: Namespace, tmp_path) -> Iterator[Callabl
     yield control
     for controller in started:
         controller.close()
+
+
+@pytest.fixture
+def start_controller(control) -> Callable[[], Controller]:
+    """Starts a controller that has seen everything, each time at the same port, which Envoys are told."""
+    port = free_port()
+
+    def start_controller() -> Controller:
+        controller = control("--extension-port", port, "--discovery-address", f"127.0.0.1:{port}")
+        until(controller.is_listed, within=20, what="the controller knows the cluster")
+        return controller
+
+    return start_controller
