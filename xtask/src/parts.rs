@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use crate::cache::{Cache, Part};
 use crate::process::{must_succeed, stdout_of};
 
-pub(crate) use node::{Node, POINTSMAN_IMAGE, node, pointsman_image, suite};
+pub(crate) use node::{Node, POINTSMAN_IMAGE, envoy_gateway, node, pointsman_image, suite};
 
 const UV: &str = "uv==0.13.9";
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";

@@ -10,13 +10,28 @@ use crate::process::{follow, line_of};
 use crate::tally::Tally;
 use crate::{chart, docs, fuzz, layers, schema};
 
-/// Runs the steps: those of `fast`, or all.
+/// Which steps.
+#[derive(Clone, Copy)]
+pub(crate) enum Tier {
+    /// What needs nothing installed.
+    Fast,
+    /// That, what meets the built program, and real parts.
+    Full,
+    /// A real Envoy Gateway without a cluster, alone.
+    EnvoyGateway,
+}
+
+/// Runs the steps of a tier.
 ///
 /// # Errors
 /// A program that a step needs cannot be started.
-pub(crate) fn run(root: &Path, fast: bool) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(root: &Path, tier: Tier) -> anyhow::Result<ExitCode> {
     let mut steps = Steps { root, done: Vec::new() };
-    let passed = steps.fast()? && (fast || steps.full()?);
+    let passed = match tier {
+        Tier::Fast => steps.fast()?,
+        Tier::Full => steps.fast()? && steps.full()?,
+        Tier::EnvoyGateway => steps.envoy_gateway()?,
+    };
     steps.close();
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -50,22 +65,35 @@ impl Steps<'_> {
 
     /// What meets the built program, and real parts.
     fn full(&mut self) -> anyhow::Result<bool> {
-        // The same units as `cargo test` builds, so this links one program and compiles nothing twice.
-        if !self.cargo("build", &["build", "--workspace", "--bins", "--tests", "--quiet"])? {
-            return Ok(false);
-        }
-        let mut parts = None;
-        let installed = self.check("install", "cargo xtask install", |root| {
-            parts = Some(parts::install(root, &Cache::open()?)?);
-            Ok(())
-        });
-        let (true, Some(parts)) = (installed, parts) else { return Ok(false) };
+        let Some(parts) = self.prepare()? else { return Ok(false) };
         Ok(self.pytest("black box", "tests/blackbox", &parts)?
             && self.check("schema", "cargo xtask schema --check", |root| schema::run(root, true))
             && self.check("chart", "cargo xtask chart --check", |root| chart::run(root, true))
             && self.pytest("kubernetes", "tests/kubernetes", &parts)?
             && self.pytest("real parts", "tests/real", &parts)?
             && self.check("fuzzing", "cargo xtask fuzz", fuzz::test))
+    }
+
+    fn envoy_gateway(&mut self) -> anyhow::Result<bool> {
+        let Some(parts) = self.prepare()? else { return Ok(false) };
+        let installed = self.check("install Envoy Gateway", "cargo xtask cluster up", |root| {
+            parts::envoy_gateway(root, &Cache::open()?)
+        });
+        Ok(installed && self.pytest("Envoy Gateway", "tests/kubernetes/file_mode.py", &parts)?)
+    }
+
+    /// Builds the program and installs the parts; none where that fails.
+    fn prepare(&mut self) -> anyhow::Result<Option<Parts>> {
+        // The same units as `cargo test` builds, so this links one program and compiles nothing twice.
+        if !self.cargo("build", &["build", "--workspace", "--bins", "--tests", "--quiet"])? {
+            return Ok(None);
+        }
+        let mut parts = None;
+        self.check("install", "cargo xtask install", |root| {
+            parts = Some(parts::install(root, &Cache::open()?)?);
+            Ok(())
+        });
+        Ok(parts)
     }
 
     fn cargo(&mut self, name: &'static str, arguments: &[&str]) -> anyhow::Result<bool> {

@@ -23,7 +23,7 @@ const RETRIES: u64 = 2;
 pub(crate) struct Needed {
     pub(crate) name: String,
     pub(crate) template: String,
-    /// Nothing else is behind the template: without the pool nobody asks for it.
+    /// The rule names nothing else that could be behind the template: without the pool nobody asks for it.
     pub(crate) is_alone: bool,
     /// The pool's weight is 0.
     pub(crate) is_idle: bool,
@@ -69,6 +69,8 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     let former = (!now.2).then(|| backends(&known.former)).filter(|(.., in_step)| *in_step);
     let ahead = former.is_some();
     let (shares, others, in_step) = former.unwrap_or(now);
+    // While a rule names a Service, requests may still come for the cluster that it shares, also when its weight is 0 now.
+    let (is_alone, others) = (others.is_none(), others.unwrap_or_default());
     let mut action = route.message(route::ACTION)?;
     let mut needed = Vec::new();
     let cluster = action.text(route::CLUSTER);
@@ -80,7 +82,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
         route.set_map_value(route::TYPED_PER_FILTER_CONFIG, filter::NAME, Some(&config))?;
         let name = cluster_of(prefix, pool);
         action.set(route::CLUSTER, |it| it.bytes(route::CLUSTER, &name));
-        needed.push(Needed { name, template: cluster, is_alone: true, is_idle: false, pool: pool.clone() });
+        needed.push(Needed { name, template: cluster, is_alone, is_idle: false, pool: pool.clone() });
     } else if !cluster.is_empty() || action.has(route::WEIGHTED_CLUSTERS) {
         let mut weighted = action.message(route::WEIGHTED_CLUSTERS)?;
         if !cluster.is_empty() && others > 0 {
@@ -90,7 +92,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
             let name = cluster_of(prefix, pool);
             let config = filter::for_pool(pool, known.picker_of(pool));
             weighted.push(|it| entry(it, &name, *weight, Some(&config)));
-            let is_alone = cluster.is_empty() || others == 0;
+            let is_alone = cluster.is_empty() || is_alone;
             let template =
                 if cluster.is_empty() { format!("{prefix}/backend/{index}") } else { cluster.clone() };
             needed.push(Needed { name, template, is_alone, is_idle: false, pool: pool.clone() });
@@ -178,19 +180,18 @@ fn rule_of(name: &str) -> Option<(RouteName, usize, &str)> {
     Some((RouteName { namespace: namespace.to_owned(), name: route.to_owned() }, rule.parse().ok()?, prefix))
 }
 
-/// Each pool's share, what all others have together, and whether what is known fits what Envoy Gateway found. Where it does not,
+/// Each pool's share, what all others have together where there are any, and whether what is known fits what Envoy Gateway found. Where it does not,
 /// the pools that were found share evenly.
-fn shares(stamped: &[StampedPool], backends: Option<&[Backend]>) -> (Vec<Share>, u32, bool) {
-    let named = backends.unwrap_or_default().iter().enumerate().filter(|(_, backend)| backend.weight > 0);
+fn shares(stamped: &[StampedPool], backends: Option<&[Backend]>) -> (Vec<Share>, Option<u32>, bool) {
     let mut shares: Vec<Share> = Vec::new();
-    let mut others = 0_u32;
-    for (index, backend) in named {
+    let mut others = None;
+    for (index, backend) in backends.unwrap_or_default().iter().enumerate() {
         let Some(id) = &backend.pool else {
-            others = others.saturating_add(backend.weight);
+            others = Some(others.unwrap_or(0_u32).saturating_add(backend.weight));
             continue;
         };
         // One that is not stamped is missing, or not to be used from there.
-        if let Some(pool) = stamped.iter().find(|pool| pool.id() == *id) {
+        if let Some(pool) = stamped.iter().find(|pool| pool.id() == *id && backend.weight > 0) {
             shares.push(Share { index, pool: pool.clone(), weight: backend.weight });
         }
     }
@@ -199,7 +200,7 @@ fn shares(stamped: &[StampedPool], backends: Option<&[Backend]>) -> (Vec<Share>,
         return (shares, others, true);
     }
     let evenly = stamped.iter().enumerate();
-    (evenly.map(|(index, pool)| Share { index, pool: pool.clone(), weight: 1 }).collect(), 0, false)
+    (evenly.map(|(index, pool)| Share { index, pool: pool.clone(), weight: 1 }).collect(), None, false)
 }
 
 /// A weighted cluster, with how the filter is for it.

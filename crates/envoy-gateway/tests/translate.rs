@@ -341,6 +341,23 @@ fn a_pool_whose_weight_is_0_has_its_cluster_and_no_requests() {
     assert!(view.contains(&format!("default/gw/other: [\"{FILTER}\"")), "{view}");
 }
 
+/// Requests that came before Envoy heard of the weights still go there.
+#[test]
+fn a_service_whose_weight_is_0_keeps_its_cluster() {
+    let cluster = "httproute/default/sole/rule/0";
+    let has = |known: &Known| {
+        let clusters = translated(known).translation.clusters;
+        clusters.iter().any(|bytes| Cluster::decode(&**bytes).unwrap().name == cluster)
+    };
+    assert!(!has(&known()), "nobody asks for it");
+    let mut idle = known();
+    let sole = RouteName { namespace: "default".into(), name: "sole".into() };
+    let backends = vec![pool("qwen-pool", 1), Backend { pool: None, weight: 0 }];
+    idle.routes.insert(sole, vec![backends]);
+    assert!(has(&idle));
+    assert_eq!(translated(&idle).translation.routes, translated(&known()).translation.routes);
+}
+
 /// Nobody asked here whether the rule may use it.
 #[test]
 fn a_pool_of_another_namespace_whose_weight_is_0_waits_for_its_weight() {

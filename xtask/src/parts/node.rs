@@ -55,7 +55,7 @@ pub(crate) fn node(root: &Path, cache: &Cache) -> anyhow::Result<Node> {
     let programs = programs(root, cache)?;
     let coredns = go_program(root, cache, "coredns", ".")?;
     let helm = go_program(root, cache, "helm", HELM)?;
-    let gateway = go_program(root, cache, "envoy-gateway", &format!("{ENVOY_GATEWAY}/cmd/envoy-gateway"))?;
+    let gateway = gateway_program(root, cache)?;
     let (version, chart) = chart(root, cache, &helm)?;
     let local = |file, program| Image { name: format!("local/{file}:1"), file, program, arguments: "" };
     let images = [
@@ -70,6 +70,20 @@ pub(crate) fn node(root: &Path, cache: &Cache) -> anyhow::Result<Node> {
     let folders = [kubernetes.as_path(), &programs, helm.parent().context("a program is in a folder")?];
     let path = std::env::join_paths(folders)?.into_string().ok().context("the cache's path is no UTF-8")?;
     Ok(Node { programs: path, kubectl: kubernetes.join("kubectl"), images, chart })
+}
+
+/// Builds Envoy Gateway alone, and packs its chart.
+///
+/// # Errors
+/// As [`node`].
+pub(crate) fn envoy_gateway(root: &Path, cache: &Cache) -> anyhow::Result<()> {
+    gateway_program(root, cache)?;
+    chart(root, cache, &go_program(root, cache, "helm", HELM)?)?;
+    Ok(())
+}
+
+fn gateway_program(root: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    go_program(root, cache, "envoy-gateway", &format!("{ENVOY_GATEWAY}/cmd/envoy-gateway"))
 }
 
 /// What upstream's conformance suite runs as, and with.
