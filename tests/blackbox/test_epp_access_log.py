@@ -5,7 +5,7 @@ from envoy.config.core.v3.base_pb2 import Metadata
 from envoy.data.accesslog.v3.accesslog_pb2 import AccessLogCommon, HTTPAccessLogEntry
 
 from harness.epp import BODY, picking, servers
-from harness.ext_proc import BUFFERED_PARTIAL, FULL_DUPLEX, NONE, STREAMED, entry_for, response_headers, struct
+from harness.ext_proc import BUFFERED_PARTIAL, FULL_DUPLEX, NONE, STREAMED, Outcome, entry_for, response_headers, struct
 from harness.wait import holds, until
 
 
@@ -100,6 +100,31 @@ def test_the_end_of_an_answer_that_is_seen_needs_no_entry(picker, peer, log):
     stream.half_close()
     stream.end()
     picker.at_rest()
+
+
+# ---- picks that Envoy did not take
+
+
+def left_as_the_pick_came(peer):
+    """A request whose client left while its pick was on the way: Envoy has read no answer but the one to the head, and closes the stream as
+    after any pick."""
+    stream, outcome = peer.ask(BODY, mode=BUFFERED_PARTIAL)
+    stream.half_close()
+    stream.end()
+    return Outcome(outcome.answers[:1]), outcome
+
+
+def test_a_request_that_was_given_up_as_its_pick_came_is_released(picker, peer, log):
+    taken, all_that_came = left_as_the_pick_came(peer)
+    assert picker.in_flight() == {all_that_came.pick[0]: 1}
+    log.entries(entry_for(taken, status=0))
+    picker.at_rest()
+    assert picker.metrics().value("pointsman_requests_total", reason="client_gone") > 0
+
+
+def test_without_a_log_an_answer_to_the_head_says_nothing(picker, peer):
+    taken, _ = left_as_the_pick_came(peer)
+    assert taken.metadata == {} and taken.answers[0].request_headers.ByteSize() == 0
 
 
 # ---- entries that are none of ours

@@ -134,7 +134,8 @@ def picked(answer: ProcessingResponse) -> list[str] | None:
     """The endpoints that an answer names; header and metadata must say the same. None: it names none."""
     text = headers_set(answer).get(DESTINATION)
     namespaces = answer.dynamic_metadata.fields
-    told = namespaces["envoy.lb"].struct_value.fields[DESTINATION].string_value if "envoy.lb" in namespaces else None
+    fields = namespaces["envoy.lb"].struct_value.fields if "envoy.lb" in namespaces else {}
+    told = fields[DESTINATION].string_value if DESTINATION in fields else None
     assert text == told, f"the header says {text}, the metadata {told}"
     return None if text is None else text.split(",")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.usage import rss_bytes
+
 ROOT = Path(__file__).parent.parent.parent
 BINARY = Path(os.environ.get("POINTSMAN_BIN", ROOT / "target/debug/pointsman"))
 READY = re.compile(r"ready gateway=(https?://\S+) admin=(http://\S+)\n")
@@ -84,8 +86,7 @@ class Pointsman:
 
     def rss_bytes(self) -> int:
         """Memory that is resident now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1))
+        return rss_bytes(self.process.pid)
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)

@@ -1,6 +1,8 @@
 """Real Envoy 1.40 in front of `pointsman epp`, with the configurations of examples/envoy as they stand."""
 
 import json
+import socket
+import struct
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -181,6 +183,25 @@ def test_a_client_that_leaves_frees_server_and_ledger(protocol, example, upstrea
         until(lambda: (running(), house.picker.in_flight()) == (1, 1), within=WITHIN_S, what="it runs and is booked")
         leaver.leave()
         until(lambda: running() == 0, within=WITHIN_S, what="the server is freed")
+        house.picker.rests()
+
+
+def test_clients_that_leave_as_they_are_picked_for_leave_nothing_booked(example, sims, tmp_path):
+    """Within the few milliseconds that a pick takes: Envoy gives up a request whose pick it has not read."""
+    body = json.dumps({"prompt": "a" * 200, "max_tokens": 4}).encode()
+    head = b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    request = head % (COMPLETIONS.encode(), len(body)) + body
+    at_once = bytes(struct.pack("ii", 1, 0))
+
+    def leave(number: int) -> None:
+        with Wire.to(house.envoy.url) as client:
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            client.send(request)
+            time.sleep(number % 60 / 10_000)
+
+    with stand(tmp_path, example, sims.addresses) as house, ThreadPoolExecutor(6) as clients:
+        assert house.complete().status_code == 200
+        list(clients.map(leave, range(1200)))
         house.picker.rests()
 
 

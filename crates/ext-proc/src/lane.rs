@@ -180,14 +180,14 @@ impl Lane {
         lockstep && self.headers == Headers::Owed && self.parts_owed == 0 && !self.at_end
     }
 
+    /// Whether Envoy sends a body only when the headers are answered, and holds both until it is answered as well.
+    pub(crate) fn headers_go_first(&self) -> bool {
+        self.is_buffered() && !self.at_end
+    }
+
     /// Whether Envoy waits for an answer, and only for so long.
     pub(crate) fn is_timed(&self) -> bool {
         !self.is_duplex() && (self.headers == Headers::Owed || self.parts_owed > 0)
-    }
-
-    /// Whether Envoy sends a body only when the headers are answered, and holds both until it is answered as well.
-    fn headers_go_first(&self) -> bool {
-        self.is_buffered() && !self.at_end
     }
 
     fn is_buffered(&self) -> bool {

@@ -219,6 +219,16 @@ impl Machine {
         self.request.settle();
     }
 
+    /// Puts strings into the metadata before the decision, by their keys; whether that is possible: where Envoy waits for an answer to the head
+    /// before it sends the body. After [`Event::Request`] and before the next answer of ours.
+    pub fn name(&mut self, strings: &[(&str, &str)]) -> bool {
+        let possible = self.life == Life::Open && self.request.headers_go_first();
+        if possible {
+            self.request_changes.metadata = answer::metadata(NAMESPACE, strings.iter().copied());
+        }
+        possible
+    }
+
     /// The decision takes longer than Envoy may be configured to wait: up to `time` from now. Without effect where no
     /// decision is awaited, or Envoy waits for as long as it takes.
     pub fn ask_for_time(&mut self, time: Duration) {

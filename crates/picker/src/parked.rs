@@ -15,10 +15,13 @@ use crate::access_log::Entry;
 
 /// A request of which no entry came for so long had none: the longest that a generation may take, twice.
 const AGE_MAX: Duration = Duration::from_secs(2 * 3600);
+/// The same where Envoy learned of our number with the pick alone: the entry of one whose client left just then has no number. Those are
+/// GETs and what bodies are not shown of.
+const AGE_MAX_UNNAMED: Duration = Duration::from_secs(600);
 /// Entries that are kept for streams which have not ended; of more the oldest go.
 const EARLY_MAX: usize = 1024;
 /// How many are parked between two looks for old ones.
-const LOOK_EVERY: u64 = 4096;
+const LOOK_EVERY: u64 = 256;
 
 /// Who waits for an entry.
 pub(crate) struct Parked {
@@ -42,7 +45,7 @@ struct State {
 
 struct Waiting {
     exchange: Box<Exchange>,
-    since: Duration,
+    until: Duration,
 }
 
 /// An access log stream that is open.
@@ -66,9 +69,14 @@ impl Parked {
         self.next.fetch_add(1, Relaxed)
     }
 
+    /// Whether entries will come.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.logs.load(Relaxed) > 0
+    }
+
     /// Keeps `exchange` booked until its entry comes; ends it with an entry that is here already, and gives it back
-    /// where no log is open.
-    pub(crate) fn park(&self, number: u64, exchange: Box<Exchange>) -> Option<Box<Exchange>> {
+    /// where no log is open. Whether Envoy was told the number before the pick is `named`.
+    pub(crate) fn park(&self, number: u64, named: bool, exchange: Box<Exchange>) -> Option<Box<Exchange>> {
         let mut state = self.state.lock();
         if self.logs.load(Relaxed) == 0 {
             return Some(exchange);
@@ -81,10 +89,11 @@ impl Parked {
             }
             return None;
         }
-        let since = self.clock.now();
-        state.waiting.insert(number, Waiting { exchange, since });
+        let now = self.clock.now();
+        let until = now + if named { AGE_MAX } else { AGE_MAX_UNNAMED };
+        state.waiting.insert(number, Waiting { exchange, until });
         if number.is_multiple_of(LOOK_EVERY) {
-            state.waiting.retain(|_, waiting| since.saturating_sub(waiting.since) < AGE_MAX);
+            state.waiting.retain(|_, waiting| now < waiting.until);
         }
         None
     }

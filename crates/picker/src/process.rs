@@ -32,6 +32,8 @@ struct Stream<'a> {
     phase: Phase,
     held: HeldBytes,
     number: u64,
+    /// Envoy was told the number before the pick: whatever becomes of that, its access log calls the request by it.
+    named: bool,
     status: Option<StatusCode>,
     /// Present where the model server knows the model by another name.
     rename: Option<AnswerRename>,
@@ -56,7 +58,8 @@ pub(crate) async fn serve(picker: &Picker, mut call: Call) {
         pool: picker.options().all_pools.then(|| call.metadata(POOL).unwrap_or_default().into()),
         phase: Phase::NotBegun,
         held: picker.director().held_bytes(),
-        number: 0,
+        number: picker.parked().next_number(),
+        named: false,
         status: None,
         rename: None,
     };
@@ -182,6 +185,9 @@ impl Stream<'_> {
             self.machine.show_answer();
         }
         self.phase = Phase::Intake(Box::new(intake));
+        if self.picker.parked().is_watched() {
+            self.named = self.machine.name(&[(NUMBER, &self.number.to_string())]);
+        }
         self.due(rest)
     }
 
@@ -236,7 +242,6 @@ impl Stream<'_> {
     }
 
     fn sent(&mut self, exchange: Exchange) {
-        self.number = self.picker.parked().next_number();
         let destinations = destinations(&exchange, self.picker.options().fallback_endpoints);
         let number = self.number.to_string();
         let metadata = [(NUMBER, number.as_str())];
@@ -318,7 +323,7 @@ impl Stream<'_> {
         match left {
             // The usual end where Envoy does not show the answer: its access log tells how it went.
             Some(Left::Unanswered) if cleanly => {
-                if let Some(mut exchange) = self.picker.parked().park(self.number, exchange) {
+                if let Some(mut exchange) = self.picker.parked().park(self.number, self.named, exchange) {
                     exchange.unwatched();
                     exchange.end(Reason::Served);
                 }
