@@ -381,3 +381,26 @@ fn no_more_time_is_asked_for_than_envoy_may_give() {
     stream.machine.ask_for_time(Duration::from_secs(86_400));
     assert_eq!(stream.answers(), ["wait 3600.000000000 s"]);
 }
+
+#[test]
+fn a_name_goes_with_the_answer_to_the_head_where_envoy_waits_for_one() {
+    let named = "request headers envoy.lb{number=7}";
+    let pick = with_pick("request body");
+    for (mode, body) in [(BufferedPartial, body("ab")), (Buffered, body_end("ab"))] {
+        let mut stream = Stream::new(mode, NoBody);
+        assert_eq!(stream.step(post()), CHAT);
+        assert!(stream.machine.name(&[("number", "7")]));
+        assert_eq!(stream.answers(), [named]);
+        assert!(!stream.step(body).is_empty());
+        assert_eq!(stream.step(Step::Pick), "");
+        assert_eq!(stream.answers(), [&*pick]);
+    }
+    // Elsewhere the head is answered with the pick.
+    for mode in [NoBody, Streamed, FullDuplexStreamed] {
+        let mut stream = Stream::new(mode, NoBody);
+        assert!(stream.step(post()).starts_with("POST"));
+        assert!(!stream.machine.name(&[("number", "7")]));
+        assert_eq!(stream.step(Step::Pick), "");
+        assert!(!stream.answers()[0].contains("number"));
+    }
+}
