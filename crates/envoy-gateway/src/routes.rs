@@ -25,7 +25,7 @@ pub(crate) struct Needed {
     pub(crate) template: String,
     /// The rule names nothing else that could be behind the template: without the pool nobody asks for it.
     pub(crate) is_alone: bool,
-    /// The pool's weight is 0.
+    /// The pool gets no requests now.
     pub(crate) is_idle: bool,
     pub(crate) pool: StampedPool,
 }
@@ -114,7 +114,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead }))
 }
 
-/// The clusters of a rule's pools whose weight is 0, made of the one that another of its pools, or what else it names, has: Envoy has filled
+/// The clusters of a rule's pools that get no requests, since their weight is 0 or Envoy Gateway knows more or less than we do, made of the one that another of its pools, or what else it names, has: Envoy has filled
 /// them when a weight rises, and requests that are on their way when it falls end there. Of pools of other namespaces it is not known here
 /// whether the rule may use them.
 ///
@@ -126,7 +126,7 @@ pub(crate) fn idle(route: &Message, known: &Known, needed: &[Needed]) -> Result<
     let backends = known.routes.get(&name).and_then(|rules| rules.get(rule));
     let pools = backends.into_iter().flatten().filter_map(|backend| {
         let pool = &known.pools.get(backend.pool.as_ref()?)?.pool;
-        (backend.weight == 0 && pool.namespace == name.namespace).then_some(pool)
+        (pool.namespace == name.namespace).then_some(pool)
     });
     let pools: Vec<&StampedPool> =
         pools.filter(|pool| needed.iter().all(|needed| needed.pool.id() != pool.id())).collect();

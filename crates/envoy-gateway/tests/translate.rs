@@ -341,6 +341,18 @@ fn a_pool_whose_weight_is_0_has_its_cluster_and_no_requests() {
     assert!(view.contains(&format!("default/gw/other: [\"{FILTER}\"")), "{view}");
 }
 
+/// Envoy Gateway has seen its weight fall to 0 before we have.
+#[test]
+fn a_pool_that_envoy_gateway_passes_over_keeps_its_cluster() {
+    let mut ahead = known();
+    let sole = RouteName { namespace: "default".into(), name: "sole".into() };
+    ahead.routes.insert(sole, vec![vec![pool("qwen-pool", 1), pool("llama-pool", 1)]]);
+    let made = translated(&ahead).translation;
+    assert_eq!(made.routes, translated(&known()).translation.routes);
+    let name = "httproute/default/sole/rule/0/pool/default/llama-pool";
+    assert!(made.clusters.iter().any(|bytes| Cluster::decode(&**bytes).unwrap().name == name));
+}
+
 /// Requests that came before Envoy heard of the weights still go there.
 #[test]
 fn a_service_whose_weight_is_0_keeps_its_cluster() {
