@@ -104,6 +104,9 @@ def main() -> None:
         print("applied -> all of them answer, s:", {size: round(took, 1) for size, took in took_s.items()})
     finally:
         node.close()
+        # Whoever installs without `--epp-mode shared` after this has no use for it.
+        node.kubectl("-n", GATEWAYS, "delete", "deployment,pdb,serviceaccount", "pointsman-picker", "--ignore-not-found")
+        node.kubectl("delete", "clusterrole,clusterrolebinding", "pointsman-picker", "--ignore-not-found")
 
 
 def answers(address: str, host: str) -> bool:

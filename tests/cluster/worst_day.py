@@ -262,4 +262,4 @@ def test_an_envoy_starts_while_no_controller_is_there(day, case):
         began = time.monotonic()
         day.node.kubectl(*scale, "--replicas=2")
         until(lambda: day.site.status("qwen.example") == 200, within=SOON_S, what="the pool is served again")
-        day.rows.append(f"| … from their return until the first answer by the pool | | | | {time.monotonic() - began:.1f} |")
+        day.rows.append(f"| … from two controllers asked for until the first answer by the pool | | | | {time.monotonic() - began:.1f} |")

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pool::PoolId;
 use protobuf::{Malformed, Message, Writer};
 
 use crate::filter;
@@ -114,7 +115,8 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead }))
 }
 
-/// The clusters of a rule's pools that get no requests, since their weight is 0 or Envoy Gateway knows more or less than we do, made of the one that another of its pools, or what else it names, has: Envoy has filled
+/// The clusters of a rule's pools that get no requests, since their weight is 0, the rule named them a moment ago, or Envoy Gateway knows more
+/// or less than we do, made of the one that another of its pools, or what else it names, has: Envoy has filled
 /// them when a weight rises, and requests that are on their way when it falls end there. Of pools of other namespaces it is not known here
 /// whether the rule may use them.
 ///
@@ -123,13 +125,14 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
 pub(crate) fn idle(route: &Message, known: &Known, needed: &[Needed]) -> Result<Vec<Needed>, Malformed> {
     let named = route.text(route::NAME);
     let Some((name, rule, prefix)) = rule_of(&named) else { return Ok(Vec::new()) };
-    let backends = known.routes.get(&name).and_then(|rules| rules.get(rule));
-    let pools = backends.into_iter().flatten().filter_map(|backend| {
+    let routes = [&known.routes, &known.former].into_iter();
+    let backends = routes.filter_map(|routes| routes.get(&name)?.get(rule)).flatten();
+    let pools = backends.filter_map(|backend| {
         let pool = &known.pools.get(backend.pool.as_ref()?)?.pool;
-        (pool.namespace == name.namespace).then_some(pool)
+        (pool.namespace == name.namespace).then_some((pool.id(), pool))
     });
-    let pools: Vec<&StampedPool> =
-        pools.filter(|pool| needed.iter().all(|needed| needed.pool.id() != pool.id())).collect();
+    let mut pools: BTreeMap<PoolId, &StampedPool> = pools.collect();
+    pools.retain(|id, _| needed.iter().all(|needed| needed.pool.id() != *id));
     if pools.is_empty() || !route.has(route::ACTION) {
         return Ok(Vec::new());
     }
@@ -139,7 +142,7 @@ pub(crate) fn idle(route: &Message, known: &Known, needed: &[Needed]) -> Result<
         [] if action.has(route::CLUSTER) => action.text(route::CLUSTER),
         [] => action.message(route::WEIGHTED_CLUSTERS)?.message(route::CLUSTERS)?.text(route::ENTRY_NAME),
     };
-    let idle = pools.into_iter().map(|pool| Needed {
+    let idle = pools.into_values().map(|pool| Needed {
         name: cluster_of(prefix, pool),
         template: template.clone(),
         is_alone: false,

@@ -353,6 +353,20 @@ fn a_pool_that_envoy_gateway_passes_over_keeps_its_cluster() {
     assert!(made.clusters.iter().any(|bytes| Cluster::decode(&**bytes).unwrap().name == name));
 }
 
+/// Envoy may hear of the route later than of its clusters.
+#[test]
+fn a_pool_that_left_its_rule_keeps_its_cluster_for_a_while() {
+    let mut left = known();
+    let sole = RouteName { namespace: "default".into(), name: "sole".into() };
+    left.former.insert(sole, vec![vec![pool("qwen-pool", 1), pool("llama-pool", 1)]]);
+    let made = translated(&left);
+    assert!(!made.ahead);
+    assert_eq!(made.translation.routes, translated(&known()).translation.routes);
+    let name = "httproute/default/sole/rule/0/pool/default/llama-pool";
+    let is = |bytes: &Bytes| Cluster::decode(&**bytes).unwrap().name == name;
+    assert_eq!(made.translation.clusters.iter().filter(|bytes| is(bytes)).count(), 1);
+}
+
 /// Requests that came before Envoy heard of the weights still go there.
 #[test]
 fn a_service_whose_weight_is_0_keeps_its_cluster() {

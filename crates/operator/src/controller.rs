@@ -14,6 +14,7 @@ mod gateways;
 mod live;
 mod models;
 mod reconcile;
+mod shape;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

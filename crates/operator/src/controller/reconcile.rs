@@ -3,11 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, ValidationDirective,
 };
-use kube::core::Status;
 use kube::{Client, Error};
 use parking_lot::Mutex;
 use pool::{FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion};
@@ -18,8 +16,9 @@ use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
 use super::gateways::{self, Bound};
 use super::live::{Kind, Live, covers};
+use super::shape::Shape;
 use super::status::{self, Condition, Entry, Parent};
-use crate::overlay::{Overlay, Part};
+use crate::overlay::Overlay;
 use crate::render::{self, PickerObjects, names, shared};
 use crate::resources;
 use crate::watch::Key;
@@ -27,9 +26,9 @@ use crate::watch::Key;
 pub(super) const FIELD_MANAGER: &str = "pointsman-controller";
 /// The digest of what was applied: says that fields which only it had are to go.
 const APPLIED: &str = "pointsman.dev/applied";
+/// Of a pool's invalid annotations so many are told by an Event each; the condition lists the others, too.
+const EVENTS_MAX: usize = 16;
 const NOT_FOUND: u16 = 404;
-const CLIENT_ERRORS: std::ops::Range<u16> = 400..500;
-const TOO_MANY_REQUESTS: u16 = 429;
 const CONFLICT: u16 = 409;
 
 /// What every reconcile is done with.
@@ -39,7 +38,7 @@ pub(super) struct Means {
     pub(super) metrics: Arc<ControllerMetrics>,
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
     /// Of each pool the overlay that was in force last, by its name.
-    good: Mutex<HashMap<PoolId, (String, Overlay)>>,
+    pub(super) good: Mutex<HashMap<PoolId, (String, Overlay)>>,
     /// Pools that brought their own picker when they were looked at last.
     self_hosted: Mutex<HashSet<PoolId>>,
 }
@@ -70,19 +69,6 @@ pub(super) struct Job {
     pub(super) gateways: BTreeMap<Key, Bound>,
     /// The picker of the installation serves.
     pub(super) shared_is_ready: bool,
-}
-
-/// Which picker the pool is to have, by its overlay.
-enum Shape {
-    /// None of its own: the installation's.
-    Shared(Value),
-    Default,
-    Reshaped(Box<PickerObjects>),
-    /// Why not, in lines; with the last good one, where that is known.
-    Broken(Subject, Vec<String>, Option<Box<PickerObjects>>),
-    /// Nobody knows: why.
-    Unjudged(String),
-    Missing(String),
 }
 
 impl Means {
@@ -189,32 +175,7 @@ impl Means {
         let resolved = PoolPolicy::resolve(&pool.annotations, None);
         let settings = self.judge_settings(known, &resolved.faults, facts).await?;
         let default = render::render(&pool.id, pool.version, &self.settings.options);
-        let is_unreadable = resolved.faults.iter().any(|fault| fault.key == resources::OVERLAY);
-        let (mut unjudged, mut name) = (None, resolved.policy.epp_overlay.clone());
-        if is_unreadable {
-            name = self.good.lock().get(&job.id).map(|(name, _)| name.clone());
-        }
-        let shape = match &name {
-            Some(name) => match self.shape(&pool.id, name, &default, job).await {
-                Ok(shape) => shape,
-                Err(error) => {
-                    let why = format!("the overlay {name} could not be judged: {}", said(&error));
-                    unjudged = Some(error);
-                    Shape::Unjudged(why)
-                }
-            },
-            // It was never read: what runs may have a shape that nobody knows.
-            None if is_unreadable => {
-                Shape::Unjudged(format!("the annotation {} cannot be read", resources::OVERLAY))
-            }
-            None if self.settings.shared_picker => {
-                Shape::Shared(shared::service(&pool.id, &self.settings.options))
-            }
-            None => Shape::Default,
-        };
-        if name.is_none() && !is_unreadable {
-            self.good.lock().remove(&job.id);
-        }
+        let (shape, unjudged) = self.shape_of(job, pool, &resolved, &default).await;
         let overlay = self.judge_overlay(known, &shape, facts).await?;
         let applied = self.apply(job, &default, &shape).await;
         let is_shared = matches!(shape, Shape::Shared(_));
@@ -248,7 +209,7 @@ impl Means {
         let message = lines.join("\n");
         let kind = "SettingsValid";
         let is_new = status::message(known.pool.version, &known.status, kind) != Some(&message);
-        for (fault, line) in faults.iter().zip(lines) {
+        for (fault, line) in faults.iter().zip(lines).take(EVENTS_MAX) {
             let reason = match fault.kind {
                 FaultKind::UnknownAnnotation => "UnknownAnnotation",
                 _ => "InvalidAnnotation",
@@ -263,116 +224,6 @@ impl Means {
         let message =
             if faults.is_empty() { "every annotation of ours is understood".to_owned() } else { message };
         Ok(Condition { kind, holds: faults.is_empty(), reason, message })
-    }
-
-    /// The default with the pool's overlay over it.
-    async fn shape(
-        &self,
-        id: &PoolId,
-        name: &str,
-        default: &PickerObjects,
-        job: &Job,
-    ) -> Result<Shape, Error> {
-        let config_maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &id.namespace);
-        let Some(config_map) = config_maps.get_opt(name).await? else {
-            return Ok(Shape::Missing(name.to_owned()));
-        };
-        let subject = Subject {
-            api_version: "v1".to_owned(),
-            kind: "ConfigMap".to_owned(),
-            namespace: id.namespace.clone(),
-            name: name.to_owned(),
-            uid: config_map.metadata.uid.clone().unwrap_or_default(),
-        };
-        let document = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": { "name": name, "namespace": id.namespace },
-            "data": config_map.data.unwrap_or_default(),
-        });
-        let parsed = pool::parse(name, &document.to_string()).ok();
-        let Some(overlay) = parsed.and_then(|manifest| manifest.overlays.into_iter().next()) else {
-            return Ok(self.broken(subject, vec!["it cannot be read".to_owned()], id, default));
-        };
-        let read = Overlay::read(&overlay, &self.settings.allow_overlay)
-            .and_then(|overlay| overlay.apply(default).map(|reshaped| (overlay, reshaped)));
-        let (overlay, reshaped) = match read {
-            Ok(read) => read,
-            Err(faults) => {
-                let lines = faults.iter().map(ToString::to_string).collect();
-                return Ok(self.broken(subject, lines, id, default));
-            }
-        };
-        // The API server knows more than a schema says.
-        for object in reshaped.in_order() {
-            let Some(kind) = kind_of(object).filter(|kind| kind.is_open()) else { continue };
-            if is_applied(job.live.get(&kind), object) {
-                continue;
-            }
-            if let Err(error) = self.put(kind, object, true).await {
-                match &error {
-                    Error::Api(status)
-                        if CLIENT_ERRORS.contains(&status.code) && status.code != TOO_MANY_REQUESTS =>
-                    {
-                        return Ok(self.broken(subject, rejections(status, kind, &overlay), id, default));
-                    }
-                    _ => return Err(error),
-                }
-            }
-        }
-        self.good.lock().insert(id.clone(), (name.to_owned(), overlay));
-        Ok(Shape::Reshaped(Box::new(reshaped)))
-    }
-
-    /// The overlay is not used; the last good one is.
-    fn broken(&self, subject: Subject, lines: Vec<String>, id: &PoolId, default: &PickerObjects) -> Shape {
-        let good = self.good.lock().get(id).map(|(_, overlay)| overlay.clone());
-        let last = good.and_then(|overlay| overlay.apply(default).ok()).map(Box::new);
-        Shape::Broken(subject, lines, last)
-    }
-
-    async fn judge_overlay(
-        &self,
-        known: &Known,
-        shape: &Shape,
-        facts: &mut BTreeSet<Fact>,
-    ) -> Result<Condition, Error> {
-        let kind = "OverlayApplied";
-        let (holds, reason, message, config_map) = match shape {
-            Shape::Default | Shape::Shared(_) => {
-                (true, "NoOverlay", "the picker has its default shape".to_owned(), None)
-            }
-            Shape::Reshaped(_) => {
-                (true, "Applied", "the picker has the shape of its overlay".to_owned(), None)
-            }
-            Shape::Missing(name) => {
-                let id = &known.pool.id.namespace;
-                let message = format!(
-                    "the ConfigMap {id}/{name} that {} names is not there: the default is used",
-                    resources::OVERLAY
-                );
-                (false, "OverlayMissing", message, None)
-            }
-            Shape::Unjudged(why) => {
-                (false, "OverlayNotJudged", format!("{why}; what runs stays, and it is tried again"), None)
-            }
-            Shape::Broken(config_map, lines, _) => {
-                let of = format!("ConfigMap {}/{}", config_map.namespace, config_map.name);
-                let message = format!("{of}: {}; no part of it is used", lines.join("\n"));
-                (false, "InvalidOverlay", message, Some(config_map))
-            }
-        };
-        if !holds && !matches!(shape, Shape::Unjudged(_)) {
-            let fact = Fact { severity: Severity::Warning, reason, message: message.clone() };
-            if status::message(known.pool.version, &known.status, kind) != Some(&message) {
-                if let Some(config_map) = config_map {
-                    self.event(config_map, &fact).await?;
-                }
-                self.tell_once(&known.pool.id, &known.subject, &fact).await?;
-            }
-            facts.insert(fact);
-        }
-        Ok(Condition { kind, holds, reason, message })
     }
 
     /// Applies what is not there as it should be.
@@ -415,7 +266,12 @@ impl Means {
         Ok(())
     }
 
-    async fn put(&self, kind: Kind, object: &Value, dry_run: bool) -> Result<DynamicObject, Error> {
+    pub(super) async fn put(
+        &self,
+        kind: Kind,
+        object: &Value,
+        dry_run: bool,
+    ) -> Result<DynamicObject, Error> {
         let mut object = object.clone();
         let digest = digest(&object);
         object["metadata"]["annotations"][APPLIED] = digest.into();
@@ -457,7 +313,7 @@ impl Means {
         }
     }
 
-    async fn tell_once(&self, id: &PoolId, subject: &Subject, fact: &Fact) -> Result<(), Error> {
+    pub(super) async fn tell_once(&self, id: &PoolId, subject: &Subject, fact: &Fact) -> Result<(), Error> {
         if self.told.lock().get(id).is_some_and(|told| told.contains(fact)) {
             return Ok(());
         }
@@ -466,7 +322,7 @@ impl Means {
         Ok(())
     }
 
-    async fn event(&self, subject: &Subject, fact: &Fact) -> Result<(), Error> {
+    pub(super) async fn event(&self, subject: &Subject, fact: &Fact) -> Result<(), Error> {
         self.metrics.count_write("Event");
         events::tell(&self.client, subject, fact).await
     }
@@ -516,7 +372,7 @@ fn selects(service: Option<&Live>, pods: &Value) -> bool {
 }
 
 /// Whether the object was applied as it should be, and nobody changed it since.
-fn is_applied(live: Option<&Live>, object: &Value) -> bool {
+pub(super) fn is_applied(live: Option<&Live>, object: &Value) -> bool {
     live.is_some_and(|live| {
         live.object["metadata"]["annotations"][APPLIED] == digest(object) && covers(&live.object, object)
     })
@@ -526,32 +382,8 @@ fn digest(object: &Value) -> String {
     names::hash(&object.to_string())
 }
 
-fn kind_of(object: &Value) -> Option<Kind> {
+pub(super) fn kind_of(object: &Value) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| object["kind"] == kind.resource().kind)
-}
-
-/// What the API server has against an object, each where the overlay says it.
-fn rejections(status: &Status, kind: Kind, overlay: &Overlay) -> Vec<String> {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    let located = causes.filter(|cause| !cause.field.is_empty()).filter_map(|cause| {
-        let (key, line, column) = overlay.locate(part_of(kind), &cause.field)?;
-        let (field, message) = (&cause.field, &cause.message);
-        Some(format!("{key}:{line}:{column}: {field}: the API server rejects it: {message}"))
-    });
-    let located: Vec<String> = located.collect();
-    if !located.is_empty() {
-        return located;
-    }
-    let key = part_of(kind).key();
-    vec![format!("{key}:1:1: the API server rejects it: {}", status.message)]
-}
-
-fn part_of(kind: Kind) -> Part {
-    match kind {
-        Kind::Service => Part::Service,
-        Kind::PodDisruptionBudget => Part::PodDisruptionBudget,
-        _ => Part::Deployment,
-    }
 }
 
 /// What the API server said, or why it said nothing.
