@@ -229,6 +229,17 @@ def test_what_is_wrong_with_annotations_is_an_event_and_a_condition(house, contr
     assert "SettingsValid" in described and "InvalidAnnotation" in described
 
 
+def test_hundreds_of_wrong_annotations_are_told_by_few_events(house, control):
+    control()
+    wrong = {f"inference.networking.x-k8s.io/nonsense-{number}": "x" for number in range(200)}
+    house.pools.apply(pool_v1(wrong))
+    until(lambda: house.condition("SettingsValid").get("status") == "False", within=MADE_S, what="it is told")
+    assert len(house.events("UnknownAnnotation")) == 16
+    message = house.condition("SettingsValid")["message"]
+    *shown, more = message.splitlines()
+    assert "nonsense-0" in shown[0] and more == f"… and {200 - len(shown)} more"
+
+
 def test_whose_picker_it_is(house, control):
     """By default the pool's where the Service that it names is there."""
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "epp"}, "spec": {"ports": [{"port": 9002}]}}

@@ -208,7 +208,8 @@ impl Means {
             .collect();
         let message = lines.join("\n");
         let kind = "SettingsValid";
-        let is_new = status::message(known.pool.version, &known.status, kind) != Some(&message);
+        let is_new =
+            status::message(known.pool.version, &known.status, kind) != Some(&status::shown(&message));
         for (fault, line) in faults.iter().zip(lines).take(EVENTS_MAX) {
             let reason = match fault.kind {
                 FaultKind::UnknownAnnotation => "UnknownAnnotation",

@@ -170,7 +170,7 @@ impl Means {
         };
         if !holds && !matches!(shape, Shape::Unjudged(_)) {
             let fact = Fact { severity: Severity::Warning, reason, message: message.clone() };
-            if status::message(known.pool.version, &known.status, kind) != Some(&message) {
+            if status::message(known.pool.version, &known.status, kind) != Some(&status::shown(&message)) {
                 if let Some(config_map) = config_map {
                     self.event(config_map, &fact).await?;
                 }

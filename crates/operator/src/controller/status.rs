@@ -123,18 +123,31 @@ fn written(condition: &Condition, known: Option<&Value>, generation: i64) -> Val
         .filter(|known| known["status"] == status)
         .and_then(|known| known["lastTransitionTime"].as_str());
     let since = since.map_or_else(now, str::to_owned);
-    let mut end = condition.message.len().min(MESSAGE_BYTES_MAX);
-    while !condition.message.is_char_boundary(end) {
-        end -= 1;
-    }
     json!({
         "type": condition.kind,
         "status": status,
         "reason": condition.reason,
-        "message": condition.message[..end],
+        "message": shown(&condition.message),
         "observedGeneration": generation,
         "lastTransitionTime": since,
     })
+}
+
+/// A message as a condition has it: as many of its lines as there is room for, and how many more there are.
+pub(super) fn shown(message: &str) -> String {
+    if message.len() <= MESSAGE_BYTES_MAX {
+        return message.to_owned();
+    }
+    let room = MESSAGE_BYTES_MAX - 32;
+    let cut = message.floor_char_boundary(room);
+    let (whole, shown) = match message[..cut].rfind('\n') {
+        Some(end) => (end + 1, &message[..end]),
+        None => (cut, &message[..cut]),
+    };
+    match message[whole..].lines().count() {
+        1 if whole == cut => format!("{shown}…"),
+        more => format!("{shown}\n… and {more} more"),
+    }
 }
 
 /// Whole seconds, as the API server keeps them.
@@ -146,6 +159,16 @@ fn now() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_message_without_room_whole_lines_are_shown_and_the_others_counted() {
+        let line = "x".repeat(999);
+        let of = |lines: usize| vec![line.as_str(); lines].join("\n");
+        assert_eq!(shown(&of(4)), of(4));
+        assert_eq!(shown(&of(9)), format!("{}\n… and 5 more", of(4)));
+        assert_eq!(shown(&"ä".repeat(4000)), format!("{}…", "ä".repeat(2032)));
+        assert!(shown(&of(2000)).len() <= MESSAGE_BYTES_MAX);
+    }
 
     fn ready(holds: bool) -> Condition {
         Condition { kind: "PickerReady", holds, reason: "Reason", message: format!("ready: {holds}") }
