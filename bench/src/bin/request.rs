@@ -109,7 +109,7 @@ impl Requests {
         let director = Director::new(metrics, Clock::start(), Limits::default(), 0, tracker, cancel);
         let pool = pool::parse("p.yaml", POOL)?.pools.remove(0);
         let endpoints = (1..=ENDPOINTS).map(spec).collect();
-        director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints });
+        director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints, pods: None });
         Ok(Requests { director, content_bytes: bytes - 100 })
     }
 

@@ -39,6 +39,8 @@ pub struct Declaration {
     pub catalog: Catalog,
     /// Who can serve.
     pub endpoints: Vec<EndpointSpec>,
+    /// Pods that the pool's selector matches, Ready or not; none where endpoints are told without pods.
+    pub pods: Option<usize>,
 }
 
 /// The part of a declaration that requests read; immutable.
@@ -56,6 +58,8 @@ pub struct InForce {
     pub app_protocol: AppProtocol,
     /// What is said of models and objectives.
     pub catalog: Catalog,
+    /// Why nobody can serve, where no endpoint is declared.
+    pub lacks: Option<String>,
 }
 
 /// A pool in service.
@@ -141,6 +145,7 @@ impl ServedPool {
         let dispatcher = Arc::clone(&pool).dispatch_for_ever(clock, Arc::clone(metrics));
         tracker.spawn(cancel.run_until_cancelled_owned(dispatcher));
         pool.reconcile(&declaration.endpoints, metrics);
+        pool.tell_what_lacks(None);
         pool.tell_faults(&[], metrics);
         pool
     }
@@ -194,6 +199,7 @@ impl ServedPool {
             changed
         });
         self.reconcile(&declaration.endpoints, metrics);
+        self.tell_what_lacks(last.lacks.as_deref());
         self.gate.change(&policy.queueing, self.clock.now(), metrics);
         self.tell_faults(&last.faults, metrics);
         if policy != last.policy {
@@ -409,10 +415,12 @@ impl ServedPool {
     }
 
     pub(crate) fn no_endpoint(&self) -> Refusal {
-        Refusal::new(
-            Reason::NoEndpoint,
-            format!("the InferencePool {} has no endpoint that can serve this request now", self.id),
-        )
+        let mut message =
+            format!("the InferencePool {} has no endpoint that can serve this request now", self.id);
+        if let Some(why) = &self.in_force.load().lacks {
+            message = format!("{message}: {why}");
+        }
+        Refusal::new(Reason::NoEndpoint, message)
     }
 
     fn reconcile(&self, specs: &[EndpointSpec], metrics: &Metrics) {
@@ -425,8 +433,13 @@ impl ServedPool {
             self.router.lock().retain(&snapshot);
             self.evict();
         }
-        if specs.is_empty() {
-            tracing::warn!(pool = %self.id, "the pool has no endpoints: requests get 503 until one appears");
+    }
+
+    /// Tells that nobody can serve, and why, where that was not so `before`.
+    fn tell_what_lacks(&self, before: Option<&str>) {
+        let in_force = self.in_force.load();
+        if let Some(why) = in_force.lacks.as_deref().filter(|why| before != Some(why)) {
+            tracing::warn!(pool = %self.id, "the pool has no endpoints: {why}; requests get 503 until one appears");
         }
     }
 
@@ -469,6 +482,11 @@ fn resolve(declaration: &Declaration, last: Option<&PoolPolicy>) -> InForce {
         faults: resolved.faults,
         app_protocol: pool.app_protocol,
         catalog: declaration.catalog.clone(),
+        lacks: declaration.endpoints.is_empty().then(|| match declaration.pods {
+            None => "none is declared".to_owned(),
+            Some(0) => "no pod has the labels of its selector".to_owned(),
+            Some(pods) => format!("of {pods} with the labels of its selector no pod is Ready on its ports"),
+        }),
     }
 }
 

@@ -36,7 +36,7 @@ fn declaration(annotations: &str, endpoints: u16) -> Declaration {
             tls: false,
         })
         .collect();
-    Declaration { pool, catalog: Catalog::default(), endpoints }
+    Declaration { pool, catalog: Catalog::default(), endpoints, pods: None }
 }
 
 /// A house whose pool has that many endpoints.

@@ -164,7 +164,7 @@ impl Door {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let director =
             Director::new(Arc::clone(&metrics), Clock::start(), limits, 0, tracker.clone(), cancel.clone());
-        director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints });
+        director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints, pods: None });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let upstream = Upstream::new(&dial_tcp(bounds.connect), &tls::trusting().unwrap(), bounds.connect);

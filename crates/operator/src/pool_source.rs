@@ -110,7 +110,8 @@ impl PoolSource {
         if self.related.iter().all(Collection::is_tried) {
             let endpoints = pool.pod_endpoints(pods.objects().values());
             let catalog = Catalog::of(&self.id, &declared);
-            director.declare(&Declaration { pool: pool.clone(), catalog, endpoints });
+            let pods = Some(pods.objects().len());
+            director.declare(&Declaration { pool: pool.clone(), catalog, endpoints, pods });
             known.send_if_modified(|known| !std::mem::replace(known, true));
         }
     }

@@ -140,9 +140,9 @@ impl PoolsSource {
             let pods = self.pods.of_namespace(&id.namespace).filter(|pod| pod.is_selected(pool));
             let pods: Vec<&Pod> = pods.map(|labelled| &labelled.pod).collect();
             self.served.insert(id.clone(), pods.iter().map(|pod| pod.name.clone()).collect());
-            let endpoints = pool.pod_endpoints(pods);
+            let (count, endpoints) = (Some(pods.len()), pool.pod_endpoints(pods));
             let catalog = Catalog::of(id, declared);
-            director.declare_beside(&Declaration { pool: pool.clone(), catalog, endpoints });
+            director.declare_beside(&Declaration { pool: pool.clone(), catalog, endpoints, pods: count });
             return;
         }
         let key = (id.namespace.clone(), id.name.clone());

@@ -175,5 +175,5 @@ fn declaration(pool: &InferencePool, declared: &Declared, extra: &[EndpointSpec]
     let mut endpoints = pool.endpoints(&declared.slices);
     endpoints.extend_from_slice(extra);
     let catalog = Catalog::of(&pool.id, declared);
-    Declaration { pool: pool.clone(), catalog, endpoints }
+    Declaration { pool: pool.clone(), catalog, endpoints, pods: None }
 }

@@ -7,6 +7,9 @@ use crate::fault::{Fault, FaultKind, Position, Severity, nearest, quoted};
 use crate::policy::{Origin, PoolPolicy, Resolved, Setting};
 use crate::settings::{Definition, OWNED_PREFIXES, SETTINGS};
 
+/// The domain of InferencePool v1 itself, which differs from that of our settings by two letters.
+const POOL_PREFIX: &str = "inference.networking.k8s.io/";
+
 /// The annotations of one object by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Annotations(BTreeMap<String, Annotation>);
@@ -150,7 +153,11 @@ fn judge_other(key: &str, annotation: &Annotation) -> Option<Fault> {
         let (position, key) = (position.clone(), key.to_owned());
         Fault { position, severity: Severity::Fault, kind, key, what, expected, using }
     };
-    if let Some(name) = OWNED_PREFIXES.iter().find_map(|prefix| key.strip_prefix(prefix)) {
+    let named = OWNED_PREFIXES.iter().find_map(|prefix| key.strip_prefix(prefix));
+    // Who writes a setting below the domain of the pool itself means ours.
+    let is_known = |name: &&str| SETTINGS.iter().any(|known| known.key.ends_with(&format!("/{name}")));
+    let misplaced = || key.strip_prefix(POOL_PREFIX).filter(is_known);
+    if let Some(name) = named.or_else(misplaced) {
         let what = "there is no such setting".to_owned();
         return Some(fault(&annotation.key_position, FaultKind::UnknownAnnotation, what, near_keys(name)));
     }

@@ -295,6 +295,9 @@ fn an_unknown_key_under_our_prefixes_names_the_nearest_known_one() {
         ("inference.networking.x-k8s.io/queue-ttl", TTL),
         ("inference-epp-env.networking.x-k8s.io/queueing", QUEUEING),
         ("inference-epp-env.networking.x-k8s.io/lru-capacity", LRU),
+        // The pool's own domain.
+        ("inference.networking.k8s.io/queueing", QUEUEING),
+        ("inference.networking.k8s.io/queue-ttl", TTL),
     ] {
         let resolved = resolve(&[(key, "1")]);
         let [fault] = &resolved.faults[..] else { panic!("one fault for {key}") };

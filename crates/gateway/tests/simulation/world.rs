@@ -306,5 +306,5 @@ fn declaration(declared: &Declared, http2: bool) -> Declaration {
         tls: false,
     };
     let endpoints = declared.endpoints.iter().map(spec).collect();
-    Declaration { pool, catalog, endpoints }
+    Declaration { pool, catalog, endpoints, pods: None }
 }
