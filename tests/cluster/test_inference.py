@@ -1,6 +1,7 @@
 """InferencePools behind Envoy Gateway on a real node: from a user's seat, with kubectl and HTTP alone."""
 
 import concurrent.futures
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -104,6 +105,37 @@ def test_whose_picker_it_is_reaches_envoy_without_a_route_that_changes(site):
     site.node.kubectl("-n", site.node.name, "delete", "service", "llama-epp")
     site.picker_rolled_out("llama")
     until(lambda: site.status("llama.example") == 200, within=SOON_S, what="ours is asked again")
+
+
+def test_whose_picker_it_is_changes_without_a_lost_request(site):
+    """To one of the user's, here the pickers of another pool, and back to ours, which has to start first."""
+    pickers = site.node.items("pods", "-n", "envoy-gateway-system", "-l", site.labels("qwen"))
+    site.node.apply(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "users-epp"}, "spec": {"ports": [{"name": "grpc", "port": 9002}]}},
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "users-epp", "labels": {"kubernetes.io/service-name": "users-epp"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "grpc", "port": 9002, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [pod["status"]["podIP"]], "conditions": {"ready": True}} for pod in pickers],
+        },
+    )
+    ours = lambda: site.node.items("pods", "-n", "envoy-gateway-system", "-l", site.labels("llama"))
+
+    def name_picker(name: str) -> None:
+        change = json.dumps({"spec": {"endpointPickerRef": {"name": name}}})
+        site.node.kubectl("-n", site.node.name, "patch", f"inferencepools.{POOL}/llama", "--type=merge", "-p", change)
+
+    with Load(site, "llama.example") as load:
+        for _ in range(2):
+            name_picker("users-epp")
+            until(lambda: not ours(), within=90, what="our pickers are gone")
+            time.sleep(2)
+            name_picker("llama-epp")
+            site.picker_rolled_out("llama")
+            time.sleep(4)
+    assert load.lost == 0 and load.outcomes[BROKEN] == 0, load.outcomes
 
 
 def test_controllers_are_replaced_without_a_lost_request(site):

@@ -127,7 +127,12 @@ async fn all_at_once(queueing: &str) -> anyhow::Result<(f64, f64)> {
         port: number,
         tls: false,
     });
-    director.declare(&Declaration { pool, catalog: Catalog::default(), endpoints: endpoints.collect(), pods: None });
+    director.declare(&Declaration {
+        pool,
+        catalog: Catalog::default(),
+        endpoints: endpoints.collect(),
+        pods: None,
+    });
 
     let mut requests = JoinSet::new();
     let begin = Instant::now();

@@ -105,7 +105,7 @@ pub(crate) fn for_pool(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
             xds::grpc_service(
                 overrides,
                 GRPC_SERVICE,
-                &picker_name(&id),
+                &picker_name(&id, owner),
                 |_| {},
                 |service| asked(service, &id),
             );

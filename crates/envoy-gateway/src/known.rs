@@ -55,8 +55,10 @@ pub struct Known {
 pub struct KnownPool {
     /// What of its spec is put into a translation.
     pub pool: StampedPool,
-    /// Whose picker it has.
+    /// Whose picker is asked.
     pub picker: PickerOwner,
+    /// Whose was asked before: requests that are on their way still ask that one.
+    pub former_picker: Option<PickerOwner>,
 }
 
 impl Known {
@@ -75,10 +77,14 @@ pub fn pool_name(id: &PoolId) -> String {
     format!("pointsman/pool/{id}")
 }
 
-/// The name under which the endpoints of a pool's picker are asked for, and of the cluster that they are in.
+/// The name under which the endpoints of a pool's picker are asked for, and of the cluster that they are in. Ours and the pool's own are
+/// spoken to in other ways: while a pool changes from one to the other both are there.
 #[must_use]
-pub fn picker_name(id: &PoolId) -> String {
-    format!("pointsman/picker/{id}")
+pub fn picker_name(id: &PoolId, owner: PickerOwner) -> String {
+    match owner {
+        PickerOwner::Ours => format!("pointsman/picker/{id}"),
+        PickerOwner::Pool { .. } => format!("pointsman/own-picker/{id}"),
+    }
 }
 
 impl fmt::Display for RouteName {

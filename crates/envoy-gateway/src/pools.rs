@@ -230,7 +230,7 @@ fn speak(it: &mut Message, h2c: bool) -> Result<(), Malformed> {
 
 /// The cluster of a pool's picker.
 pub(crate) fn of_picker(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
-    let name = picker_name(&pool.id());
+    let name = picker_name(&pool.id(), owner);
     Writer::of(|it| {
         it.bytes(cluster::NAME, &name);
         it.varint(cluster::TYPE, cluster::EDS);

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use grpc::{Broken, Call, Code, Service, Status};
 use pool::Manifest;
 use protobuf::{Malformed, Message, Writer};
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::discovery::{Subscriptions, is_about_endpoints};
 use crate::known::{Endpoints, Known};
@@ -20,6 +20,12 @@ const EXTENSION: &str = "/envoygateway.extension.EnvoyGatewayExtension/";
 const DELTA_ENDPOINTS: &str = "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints";
 /// How long a translation waits for what is known to be what Envoy Gateway saw. It waits for us as long, with all of its Gateways.
 const IN_STEP_MAX: Duration = Duration::from_secs(2);
+/// Hooks that are served at once. Envoy Gateway asks one after the other, and each may hold a message of 64 MiB.
+const HOOKS_MAX: usize = 2;
+/// How long one may take, with the time that its message takes to come.
+const HOOK_MAX: Duration = Duration::from_secs(20);
+/// What an Envoy has to say of endpoints at once, in bytes.
+const DISCOVERY_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long where that is most likely what was known a moment ago: an HTTPRoute that is gone must not hold up the others.
 const AHEAD_MAX: Duration = Duration::from_millis(200);
 
@@ -28,6 +34,7 @@ pub struct ExtensionServer {
     setting: Setting,
     known: watch::Receiver<Arc<Known>>,
     endpoints: watch::Receiver<Arc<Endpoints>>,
+    hooks: Semaphore,
 }
 
 impl ExtensionServer {
@@ -38,7 +45,7 @@ impl ExtensionServer {
         known: watch::Receiver<Arc<Known>>,
         endpoints: watch::Receiver<Arc<Endpoints>>,
     ) -> ExtensionServer {
-        ExtensionServer { setting, known, endpoints }
+        ExtensionServer { setting, known, endpoints, hooks: Semaphore::new(HOOKS_MAX) }
     }
 
     /// A hook: one request, one answer.
@@ -112,6 +119,7 @@ impl ExtensionServer {
 
     /// Tells an Envoy of endpoints, until it leaves.
     async fn discover(&self, mut call: Call) {
+        call.take_at_most(DISCOVERY_MESSAGE_BYTES_MAX);
         let mut endpoints = self.endpoints.clone();
         let mut subscriptions = Subscriptions::default();
         loop {
@@ -145,7 +153,16 @@ impl Service for ExtensionServer {
     async fn serve(&self, call: Call) {
         let path = call.path().to_owned();
         match path.strip_prefix(EXTENSION) {
-            Some(hook) => self.hook(hook, call).await,
+            Some(hook) => {
+                // Until it is its turn nothing of a message is taken from the connection.
+                let Ok(_turn) = self.hooks.acquire().await else { return };
+                if timeout(HOOK_MAX, self.hook(hook, call)).await.is_err() {
+                    tracing::warn!(
+                        hook,
+                        "who asked did not send the request, or take the answer, within {HOOK_MAX:?}"
+                    );
+                }
+            }
             None if path == DELTA_ENDPOINTS => self.discover(call).await,
             None => call.finish(&Status::new(Code::Unimplemented, "no such method here")),
         }

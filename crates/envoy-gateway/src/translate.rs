@@ -211,7 +211,11 @@ fn clusters(
             Err(why) => faults.push(Fault { of: format!("the pool {} in {name}", pool.id()), why }),
         }
     }
-    kept.extend(pickers.values().map(|pool| Bytes::from(pools::of_picker(pool, known.picker_of(pool)))));
+    for pool in pickers.values() {
+        let former = known.pools.get(&pool.id()).and_then(|known| known.former_picker);
+        let owners = [Some(known.picker_of(pool)), former].into_iter().flatten();
+        kept.extend(owners.map(|owner| Bytes::from(pools::of_picker(pool, owner))));
+    }
     // Also while no route leads to a pool: if it came with the first one, that one's requests would fail until it is resolved and
     // connected to.
     let (host, port) = &setting.discovery;

@@ -65,7 +65,7 @@ fn known_pool(name: &str, picker: PickerOwner) -> (PoolId, KnownPool) {
         fail_open: fails_open,
         h2c: !fails_open,
     };
-    (pool.id(), KnownPool { pool, picker })
+    (pool.id(), KnownPool { pool, picker, former_picker: None })
 }
 
 fn translated(known: &Known) -> Translated {
@@ -279,7 +279,7 @@ fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
     );
     assert!(
         view.contains(
-            "1 httproute/default/canary/rule/0/pool/default/llama-pool: asks pointsman/picker/default/llama-pool"
+            "1 httproute/default/canary/rule/0/pool/default/llama-pool: asks pointsman/own-picker/default/llama-pool"
         ),
         "{view}"
     );
@@ -365,6 +365,18 @@ fn a_pool_that_left_its_rule_keeps_its_cluster_for_a_while() {
     let name = "httproute/default/sole/rule/0/pool/default/llama-pool";
     let is = |bytes: &Bytes| Cluster::decode(&**bytes).unwrap().name == name;
     assert_eq!(made.translation.clusters.iter().filter(|bytes| is(bytes)).count(), 1);
+}
+
+/// Requests that came before Envoy heard of the other ask it.
+#[test]
+fn the_picker_that_was_asked_before_stays_known() {
+    let mut moved = known();
+    let id = PoolId::new("default", "llama-pool");
+    moved.pools.get_mut(&id).unwrap().former_picker = Some(PickerOwner::Ours);
+    let made = translated(&moved).translation;
+    assert_eq!(made.routes, translated(&known()).translation.routes);
+    let named = |name: &str| made.clusters.iter().any(|it| Cluster::decode(&**it).unwrap().name == name);
+    assert!(named("pointsman/picker/default/llama-pool") && named("pointsman/own-picker/default/llama-pool"));
 }
 
 /// Requests that came before Envoy heard of the weights still go there.

@@ -130,6 +130,11 @@ impl Call {
         self.metadata.get(name)?.to_str().ok()
     }
 
+    /// Takes no message of more than so many bytes from now on.
+    pub fn take_at_most(&mut self, bytes: usize) {
+        self.message_bytes_max = self.message_bytes_max.min(bytes);
+    }
+
     /// The next message; `None` when the peer has sent its last.
     ///
     /// # Errors

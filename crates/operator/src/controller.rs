@@ -32,6 +32,7 @@ use kube::{Client, Error};
 use pool::{InferencePool, Manifest, PoolId, PoolPolicy, PoolVersion};
 use serde_json::Value;
 use telemetry::ControllerMetrics;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::http_route::HttpRoute;
@@ -99,12 +100,16 @@ pub struct Controller {
     gateways: Collection<DynamicObject, Option<String>>,
     /// The pools that each HTTPRoute named when it was looked at last.
     bound: BTreeMap<Key, BTreeSet<PoolId>>,
+    /// What Envoy Gateway is answered by.
+    known: watch::Receiver<Arc<envoy_gateway::Known>>,
     /// The picker of the installation, and whether it is ready.
     shared: Option<Collection<Deployment, bool>>,
     /// To be done.
     marked: BTreeSet<Work>,
     under_way: BTreeSet<Work>,
     failed: HashMap<Work, Failed>,
+    /// To be done again, and when.
+    later: HashMap<Work, Instant>,
 }
 
 /// What a change asks for.
@@ -118,6 +123,9 @@ enum Work {
     Gateway(Key),
 }
 
+/// How it went: when it is to be done again, or what the API server said.
+type Outcome = Result<Option<Duration>, Error>;
+
 /// A pool, and what of it says whom else it concerns.
 struct Seen {
     known: Known,
@@ -130,9 +138,14 @@ struct Failed {
 }
 
 impl Controller {
-    /// A controller that has seen nothing yet.
+    /// A controller that has seen nothing yet; of `known` it tells Envoy Gateway.
     #[must_use]
-    pub fn new(client: Client, settings: Settings, metrics: Arc<ControllerMetrics>) -> Controller {
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        known: watch::Receiver<Arc<envoy_gateway::Known>>,
+        metrics: Arc<ControllerMetrics>,
+    ) -> Controller {
         let everywhere = |version| {
             let resource = resources::pools(version);
             let what = format!("{}s ({})", resource.kind, resource.api_version);
@@ -158,6 +171,7 @@ impl Controller {
             Collection::new(format!("the Deployment {}", shared::NAME), api, this_one, is_ready)
         });
         Controller {
+            known,
             shared,
             pickers: settings.pickers,
             pools: [everywhere(PoolVersion::V1), everywhere(PoolVersion::V1Alpha2)],
@@ -178,6 +192,7 @@ impl Controller {
             marked: BTreeSet::new(),
             under_way: BTreeSet::new(),
             failed: HashMap::new(),
+            later: HashMap::new(),
             means: Arc::new(Means::new(client, settings, metrics)),
         }
     }
@@ -185,11 +200,11 @@ impl Controller {
     /// Makes pickers of pools, for ever. `listed` is called when everything was listed once.
     pub async fn run(mut self, listed: impl FnOnce()) {
         let mut listed = Some(listed);
-        let mut running: FuturesUnordered<BoxFuture<'static, (Work, Result<(), Error>)>> =
-            FuturesUnordered::new();
+        let mut running: FuturesUnordered<BoxFuture<'static, (Work, Outcome)>> = FuturesUnordered::new();
         let mut due: Option<Instant> = None;
         loop {
-            let wake = due.into_iter().chain(self.failed.values().map(|failed| failed.again)).min();
+            let again = self.failed.values().map(|failed| failed.again).chain(self.later.values().copied());
+            let wake = due.into_iter().chain(again).min();
             tokio::select! {
                 () = self.changed() => due = due.or_else(|| Some(Instant::now() + GATHER)),
                 Some((work, outcome)) = running.next() => {
@@ -199,6 +214,7 @@ impl Controller {
                 () = until(wake) => {
                     due = None;
                     let now = Instant::now();
+                    self.marked.extend(self.later.extract_if(|_, again| *again <= now).map(|(work, _)| work));
                     for (work, failed) in self.failed.iter_mut().filter(|(_, failed)| failed.again <= now) {
                         self.marked.insert(work.clone());
                         failed.again = now + RETRY.1;
@@ -248,7 +264,7 @@ impl Controller {
         }
     }
 
-    fn begin(&self, work: Work) -> BoxFuture<'static, (Work, Result<(), Error>)> {
+    fn begin(&self, work: Work) -> BoxFuture<'static, (Work, Outcome)> {
         let means = Arc::clone(&self.means);
         let started = Instant::now();
         match &work {
@@ -264,8 +280,8 @@ impl Controller {
                 let wake = self.wake(key);
                 Box::pin(async move {
                     let outcome = match &wake {
-                        Some(wake) => gateways::tell(&means, wake).await,
-                        None => Ok(()),
+                        Some(wake) => gateways::tell(&means, wake).await.map(|()| None),
+                        None => Ok(None),
                     };
                     (work, outcome)
                 })
@@ -282,7 +298,7 @@ impl Controller {
                             return (work, Err(error));
                         }
                     }
-                    (work, Ok(()))
+                    (work, Ok(None))
                 })
             }
         }
@@ -311,6 +327,7 @@ impl Controller {
             routes,
             gateways,
             shared,
+            known,
             ..
         } = self;
         let own = own.values_mut().map(|kind| Box::pin(futures_util::stream::once(kind.changed())));
@@ -336,6 +353,7 @@ impl Controller {
                 Change::Gone(..) | Change::Any => (Concerned::Nobody, true),
                 Change::Nothing => (Concerned::Nobody, false),
             },
+            Ok(()) = known.changed() => (Concerned::Gateways, false),
             change = changed(shared) => (Concerned::Nobody, change != Change::Nothing),
             Some(change) = own.next() => match change {
                 Change::Set(key) => (Concerned::Owner(key), false),
@@ -350,6 +368,10 @@ impl Controller {
         }
         let ids: Vec<PoolId> = match concerned {
             Concerned::Nobody => Vec::new(),
+            Concerned::Gateways => {
+                let all = self.gateways.objects().keys().cloned().map(Work::Gateway);
+                return self.marked.extend(all);
+            }
             Concerned::Models(namespace) => {
                 let pools: Vec<_> =
                     self.models_of(&namespace).map(|model| Work::Models(model.pool.clone())).collect();
@@ -460,28 +482,22 @@ impl Controller {
         })
     }
 
-    /// Whether the pool's own picker is used, and not ours.
-    fn brings_picker(&self, id: &PoolId) -> bool {
-        self.pickers.brings_its_own(self.pool(id).is_some_and(|pool| self.is_picker_there(pool)))
-    }
-
-    /// The pool, where it is there.
-    fn pool(&self, id: &PoolId) -> Option<&InferencePool> {
-        let key = (id.namespace.clone(), id.name.clone());
-        let seen = self.pools.iter().find_map(|pools| pools.objects().get(&key)?.as_ref());
-        seen.map(|seen| &seen.known.pool)
-    }
-
-    fn end(&mut self, work: Work, outcome: Result<(), Error>) {
+    fn end(&mut self, work: Work, outcome: Outcome) {
         let of = match work {
             Work::Picker(_) => "picker",
             Work::Models(_) => "models",
             Work::Gateway(_) => "gateway",
         };
         self.means.metrics.count_reconcile(of, outcome.is_ok());
-        let Err(error) = outcome else {
-            self.failed.remove(&work);
-            return;
+        let error = match outcome {
+            Ok(again) => {
+                self.failed.remove(&work);
+                if let Some(again) = again {
+                    self.later.insert(work, Instant::now() + again);
+                }
+                return;
+            }
+            Err(error) => error,
         };
         let times = self.failed.get(&work).map_or(0, |failed| failed.times);
         let (first, most) = RETRY;
@@ -508,6 +524,8 @@ impl Controller {
 /// Whom an event concerns.
 enum Concerned {
     Nobody,
+    /// All Gateways.
+    Gateways,
     /// The InferenceModels of that namespace.
     Models(String),
     Pool(Option<PoolId>),

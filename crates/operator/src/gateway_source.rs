@@ -53,6 +53,8 @@ pub struct GatewaySource {
     marked: BTreeSet<PoolId>,
     /// Of each pool the names of its pods.
     selected: BTreeMap<PoolId, BTreeSet<String>>,
+    /// Of each pool that brings its own picker, or did, the Service and its port.
+    brought: BTreeMap<PoolId, (String, u16)>,
     known: Known,
     /// Since when each of what was known of HTTPRoutes is no longer so.
     former: BTreeMap<RouteName, Instant>,
@@ -110,6 +112,7 @@ impl GatewaySource {
             ),
             marked: BTreeSet::new(),
             selected: BTreeMap::new(),
+            brought: BTreeMap::new(),
             known: Known::default(),
             former: BTreeMap::new(),
             endpoints: Endpoints::new(),
@@ -231,8 +234,11 @@ impl GatewaySource {
                 if !self.pools.iter().any(|pools| pools.objects().contains_key(&key)) {
                     self.selected.remove(&id);
                     self.known.pools.remove(&id);
+                    self.brought.remove(&id);
                     self.endpoints.remove(&pool_name(&id));
-                    self.endpoints.remove(&picker_name(&id));
+                    for owner in [PickerOwner::Ours, PickerOwner::Pool { tls: true }] {
+                        self.endpoints.remove(&picker_name(&id, owner));
+                    }
                 }
                 continue;
             };
@@ -242,40 +248,62 @@ impl GatewaySource {
             let endpoints = pool.pod_endpoints(pods);
             let endpoints = endpoints.iter().filter_map(|it| Some((it.host.parse().ok()?, it.port)));
             self.endpoints.insert(pool_name(&id), endpoints.collect());
-            let (picker, addresses) = self.picker_of(&pool);
-            self.known.pools.insert(id.clone(), KnownPool { pool: StampedPool::from(&pool), picker });
-            self.endpoints.insert(picker_name(&id), addresses);
+            self.take_in_pickers(&pool);
         }
     }
 
-    /// Whose picker the pool has, and where that is.
-    fn picker_of(&self, pool: &InferencePool) -> (PickerOwner, Arc<[(IpAddr, u16)]>) {
-        let named = pool.picker.as_ref().map(|picker| {
-            let ports = self.services.objects().get(&(pool.id.namespace.clone(), picker.name.clone()));
-            (picker, ports)
-        });
-        let is_there = matches!(named, Some((_, Some(_))));
-        if !self.pickers.brings_its_own(is_there) {
-            let service = names::picker(&pool.id);
-            let ports = self.services.objects().get(&(self.gateway_namespace.clone(), service.clone()));
-            let addresses = self.behind(&self.gateway_namespace, &service, ports, PICKER_PORT);
-            return (PickerOwner::Ours, addresses);
+    /// Whose picker is asked, and where both are. It is the one that was asked while the other serves nobody yet and it still does: what is
+    /// made takes seconds to start.
+    fn take_in_pickers(&mut self, pool: &InferencePool) {
+        let id = &pool.id;
+        let wanted = self.wanted(pool);
+        if let (PickerOwner::Pool { .. }, Some(picker)) = (wanted, &pool.picker) {
+            self.brought.insert(id.clone(), (picker.name.clone(), picker.port.unwrap_or(PICKER_PORT)));
         }
-        let Some((picker, ports)) = named else { return (PickerOwner::Pool { tls: true }, Arc::new([])) };
-        let number = picker.port.unwrap_or(PICKER_PORT);
-        let tls =
-            ports.into_iter().flatten().find(|(port, ..)| *port == number).is_none_or(|(_, _, tls)| *tls);
-        (PickerOwner::Pool { tls }, self.behind(&pool.id.namespace, &picker.name, ports, number))
+        let ours = self.behind(&self.gateway_namespace, &names::picker(id), PICKER_PORT);
+        let brought = self.brought.get(id);
+        let own = brought
+            .map_or_else(|| Arc::from([]), |(service, port)| self.behind(&id.namespace, service, *port));
+        let serves = |owner| match owner {
+            PickerOwner::Ours => !ours.is_empty(),
+            PickerOwner::Pool { .. } => !own.is_empty(),
+        };
+        let before = self.known.pools.get(id).map(|known| (known.picker, known.former_picker));
+        let (picker, former_picker) = match before {
+            Some((asked, former)) if asked == wanted => (asked, former),
+            Some((asked, former)) if !serves(wanted) && serves(asked) => (asked, former),
+            Some((asked, _)) => (wanted, Some(asked)),
+            None => (wanted, None),
+        };
+        // Spoken to in another way it has the same name.
+        let former_picker =
+            former_picker.filter(|former| picker_name(id, *former) != picker_name(id, picker));
+        let known = KnownPool { pool: StampedPool::from(pool), picker, former_picker };
+        self.known.pools.insert(id.clone(), known);
+        self.endpoints.insert(picker_name(id, PickerOwner::Ours), ours);
+        self.endpoints.insert(picker_name(id, PickerOwner::Pool { tls: true }), own);
+    }
+
+    /// Whose picker the pool is to have.
+    fn wanted(&self, pool: &InferencePool) -> PickerOwner {
+        let named = pool.picker.as_ref();
+        let ports = named.and_then(|picker| self.ports(&pool.id.namespace, &picker.name));
+        if !self.pickers.brings_its_own(ports.is_some()) {
+            return PickerOwner::Ours;
+        }
+        let number = named.and_then(|picker| picker.port).unwrap_or(PICKER_PORT);
+        let port = ports.into_iter().flatten().find(|(port, ..)| *port == number);
+        PickerOwner::Pool { tls: port.is_none_or(|(_, _, tls)| *tls) }
+    }
+
+    /// A Service's ports; none where it is not there.
+    fn ports(&self, namespace: &str, service: &str) -> Option<&Ports> {
+        self.services.objects().get(&(namespace.to_owned(), service.to_owned()))
     }
 
     /// What is ready behind that port of a Service.
-    fn behind(
-        &self,
-        namespace: &str,
-        service: &str,
-        ports: Option<&Ports>,
-        number: u16,
-    ) -> Arc<[(IpAddr, u16)]> {
+    fn behind(&self, namespace: &str, service: &str, number: u16) -> Arc<[(IpAddr, u16)]> {
+        let ports = self.ports(namespace, service);
         let named = ports.into_iter().flatten().find(|(port, ..)| *port == number);
         let Some((_, name, _)) = named else { return Arc::new([]) };
         let slices = self.slices.of_namespace(namespace).flatten().filter(|slice| slice.service == service);

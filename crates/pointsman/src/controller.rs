@@ -26,6 +26,9 @@ const LEASE: &str = "pointsman-controller";
 const REPLICAS: u8 = 2;
 /// A whole translation, as `maxMessageSize` of Envoy Gateway's extension manager has it: about 1.1 KB a route.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Envoy Gateway's and those of its Envoys.
+const CONNECTIONS_MAX: usize = 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 
 /// The controller as the admin door shows it.
 struct Program {
@@ -103,7 +106,9 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
     let discovery = flags.discovery_address.clone();
     let discovery =
         discovery.unwrap_or_else(|| (install::discovery_host(install::NAMESPACE), extension_address.port()));
-    let extension = extension(source, extension_listener, Setting { discovery }, tell_answers, answers);
+    let (tell_known, known) = watch::channel(Arc::new(Known::default()));
+    let server = (extension_listener, Setting { discovery }, known.clone());
+    let extension = extension(source, server, tell_known, tell_answers, answers);
     let mut stdout = std::io::stdout();
     writeln!(stdout, "ready metrics={address} extension={extension_address}")?;
     stdout.flush()?;
@@ -113,7 +118,7 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
     });
     tokio::select! {
         signal = signals.next() => tracing::info!(signal, "stopping: pickers go on"),
-        () = lead(client, &settings, &metrics, election.as_mut(), &tell_standing) => {}
+        () = lead(client, &settings, &known, &metrics, election.as_mut(), &tell_standing) => {}
         ended = admin => ended?,
         ended = extension => ended?,
     }
@@ -138,15 +143,21 @@ fn bind_extension(flags: &Controller) -> anyhow::Result<TcpListener> {
 /// Answers Envoy Gateway and its Envoys, for ever, from when everything was listed once: until then they wait.
 async fn extension(
     source: GatewaySource,
-    listener: TcpListener,
-    setting: Setting,
+    (listener, setting, known): (TcpListener, Setting, watch::Receiver<Arc<Known>>),
+    tell_known: watch::Sender<Arc<Known>>,
     tell_listed: watch::Sender<bool>,
     mut listed: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let (tell_known, known) = watch::channel(Arc::new(Known::default()));
     let (tell_endpoints, endpoints) = watch::channel(Arc::new(Endpoints::new()));
     let server = ExtensionServer::new(setting, known, endpoints);
-    let settings = grpc::Settings { message_bytes_max: MESSAGE_BYTES_MAX, ..grpc::Settings::default() };
+    // What is not taken yet of what others send waits in memory, at most so much of each connection.
+    let settings = grpc::Settings {
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        connections_max: CONNECTIONS_MAX,
+        connection_window_bytes: CONNECTION_WINDOW_BYTES,
+        stream_window_bytes: CONNECTION_WINDOW_BYTES,
+        ..grpc::Settings::default()
+    };
     let serve = async {
         // Whoever tells of it goes on for ever.
         let _ = listed.wait_for(|listed| *listed).await;
@@ -163,6 +174,7 @@ async fn extension(
 async fn lead(
     client: Client,
     settings: &Settings,
+    known: &watch::Receiver<Arc<Known>>,
     metrics: &Arc<ControllerMetrics>,
     mut election: Option<&mut Election>,
     standing: &watch::Sender<Standing>,
@@ -173,7 +185,8 @@ async fn lead(
         }
         standing.send_replace(Standing::Lists);
         metrics.leads.set(1);
-        let controller = operator::Controller::new(client.clone(), settings.clone(), Arc::clone(metrics));
+        let controller =
+            operator::Controller::new(client.clone(), settings.clone(), known.clone(), Arc::clone(metrics));
         let listed = || {
             standing.send_replace(Standing::Leads);
         };

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use envoy_gateway::{REVISION, StampedPool};
+use envoy_gateway::{REVISION, RouteName};
 use kube::Error;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use pool::{InferencePool, PoolId};
@@ -73,6 +73,7 @@ impl Controller {
     /// What that Gateway is to carry from now on; none where it does already, or leads to no pool.
     pub(super) fn wake(&self, gateway: &Key) -> Option<Wake> {
         let there = self.gateways.objects().get(gateway)?;
+        let known = self.known.borrow();
         let mut made_of = format!("{REVISION}");
         let mut leads_to_pools = false;
         for (key, route) in self.routes.objects() {
@@ -83,13 +84,17 @@ impl Controller {
             };
             leads_to_pools = true;
             let _ = write!(made_of, "\n{key:?} {:?}", route.rules);
+            // What Envoy Gateway is answered by: it is known here a moment later than the route.
+            let name = RouteName { namespace: key.0.clone(), name: key.1.clone() };
+            known.routes.get(&name).filter(|rules| **rules == route.rules)?;
             for id in route.pools() {
-                let _ = write!(made_of, " {id}:{}", self.brings_picker(&id));
+                let picker = known.pools.get(&id).map(|known| known.picker);
+                let _ = write!(made_of, " {id}:{picker:?}");
             }
             // Envoy Gateway does not look at pools whose weight is 0.
             let idle = route.rules.iter().flatten().filter(|backend| backend.weight == 0);
-            for pool in idle.filter_map(|backend| self.pool(backend.pool.as_ref()?)) {
-                let _ = write!(made_of, " {:?}", StampedPool::from(pool));
+            for idle in idle.filter_map(|backend| known.pools.get(backend.pool.as_ref()?)) {
+                let _ = write!(made_of, " {:?}", idle.pool);
             }
         }
         let digest = names::hash(&made_of);

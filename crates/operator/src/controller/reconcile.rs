@@ -1,7 +1,8 @@
 //! One pool: what is there is made what should be there. Nothing is remembered between two calls but what was told.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, ValidationDirective,
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 use pool::{FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion};
 use serde_json::{Value, json};
 use telemetry::ControllerMetrics;
+use tokio::time::Instant;
 
 use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
@@ -28,6 +30,8 @@ pub(super) const FIELD_MANAGER: &str = "pointsman-controller";
 const APPLIED: &str = "pointsman.dev/applied";
 /// Of a pool's invalid annotations so many are told by an Event each; the condition lists the others, too.
 const EVENTS_MAX: usize = 16;
+/// From when a pool brings its own picker until ours goes. Envoy Gateway and its Envoys take about a second to ask the other.
+const MOVE: Duration = Duration::from_secs(3);
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
 
@@ -39,8 +43,8 @@ pub(super) struct Means {
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
     /// Of each pool the overlay that was in force last, by its name.
     pub(super) good: Mutex<HashMap<PoolId, (String, Overlay)>>,
-    /// Pools that brought their own picker when they were looked at last.
-    self_hosted: Mutex<HashSet<PoolId>>,
+    /// Pools that brought their own picker when they were looked at last, and since when.
+    self_hosted: Mutex<HashMap<PoolId, Instant>>,
 }
 
 /// A pool as the API server has it.
@@ -83,10 +87,12 @@ impl Means {
         }
     }
 
+    /// After how long to do it again, where nothing changes until then.
+    ///
     /// # Errors
     /// What the API server said; to be tried again.
-    pub(super) async fn reconcile(&self, job: &Job) -> Result<(), Error> {
-        let Some(known) = &job.pool else { return self.take_away(job).await };
+    pub(super) async fn reconcile(&self, job: &Job) -> Result<Option<Duration>, Error> {
+        let Some(known) = &job.pool else { return self.take_away(job).await.map(|()| None) };
         let mut facts = BTreeSet::new();
         if let Some(shadowed) = &job.shadowed {
             let message =
@@ -100,7 +106,7 @@ impl Means {
         let outcome = if job.brings_picker {
             self.leave_to(job, known).await
         } else {
-            self.make(job, known, &mut facts).await
+            self.make(job, known, &mut facts).await.map(|()| None)
         };
         self.told.lock().entry(job.id.clone()).or_default().retain(|fact| facts.contains(fact));
         outcome
@@ -148,23 +154,33 @@ impl Means {
         Ok(())
     }
 
-    /// The pool brings its own picker.
-    async fn leave_to(&self, job: &Job, known: &Known) -> Result<(), Error> {
-        self.self_hosted.lock().insert(job.id.clone());
-        if !job.live.is_empty() {
+    /// The pool brings its own picker. Ours stays until Envoys ask that one.
+    async fn leave_to(&self, job: &Job, known: &Known) -> Result<Option<Duration>, Error> {
+        let now = Instant::now();
+        let is_new = !self.self_hosted.lock().contains_key(&job.id);
+        let since = *self.self_hosted.lock().entry(job.id.clone()).or_insert(now);
+        if is_new && !job.live.is_empty() {
             let message =
                 "the Service that the pool names is there: its picker is used, and ours is taken away";
             let fact =
                 Fact { severity: Severity::Normal, reason: "PickerSelfHosted", message: message.to_owned() };
             self.event(&known.subject, &fact).await?;
+            tracing::info!(pool = %job.id, "{message}");
+        }
+        self.say(known, &gateways::entries(job, &known.pool)).await?;
+        if job.live.is_empty() {
+            return Ok(None);
+        }
+        let left = MOVE.saturating_sub(now - since);
+        if left.is_zero() {
             self.delete_all(job, |_| true).await?;
         }
-        self.say(known, &gateways::entries(job, &known.pool)).await
+        Ok(Some(left).filter(|left| !left.is_zero()))
     }
 
     async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
         let pool = &known.pool;
-        if self.self_hosted.lock().contains(&job.id) {
+        if self.self_hosted.lock().contains_key(&job.id) {
             let message =
                 "the Service that the pool names is not there any more: a picker of Pointsman's is made";
             let fact =
