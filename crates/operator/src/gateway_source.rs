@@ -64,12 +64,18 @@ pub struct GatewaySource {
 /// Of each HTTPRoute's rules the backends.
 type Routes = BTreeMap<RouteName, Vec<Vec<Backend>>>;
 
-/// A Service's ports: number, name, and whether it is spoken to over TLS.
-type Ports = Vec<(u16, String, bool)>;
+/// A Service.
+struct Ports {
+    uid: Option<String>,
+    /// Number, name, and whether it is spoken to over TLS.
+    ports: Vec<(u16, String, bool)>,
+}
 
 /// Ready endpoints of a Service.
 struct Slice {
     service: String,
+    /// Which Service of that name it was made for; none where somebody wrote it by hand. It outlives that by some seconds.
+    owner: Option<String>,
     ports: Vec<(String, u16)>,
     addresses: Vec<IpAddr>,
 }
@@ -292,7 +298,7 @@ impl GatewaySource {
             return PickerOwner::Ours;
         }
         let number = named.and_then(|picker| picker.port).unwrap_or(PICKER_PORT);
-        let port = ports.into_iter().flatten().find(|(port, ..)| *port == number);
+        let port = ports.and_then(|found| found.ports.iter().find(|(port, ..)| *port == number));
         PickerOwner::Pool { tls: port.is_none_or(|(_, _, tls)| *tls) }
     }
 
@@ -303,10 +309,13 @@ impl GatewaySource {
 
     /// What is ready behind that port of a Service.
     fn behind(&self, namespace: &str, service: &str, number: u16) -> Arc<[(IpAddr, u16)]> {
-        let ports = self.ports(namespace, service);
-        let named = ports.into_iter().flatten().find(|(port, ..)| *port == number);
+        let Some(found) = self.ports(namespace, service) else { return Arc::new([]) };
+        let named = found.ports.iter().find(|(port, ..)| *port == number);
         let Some((_, name, _)) = named else { return Arc::new([]) };
-        let slices = self.slices.of_namespace(namespace).flatten().filter(|slice| slice.service == service);
+        let slices =
+            self.slices.of_namespace(namespace).flatten().filter(|slice| {
+                slice.service == service && (slice.owner.is_none() || slice.owner == found.uid)
+            });
         let endpoints = slices.flat_map(|slice| {
             let target = slice.ports.iter().find(|(port, _)| port == name).map(|(_, number)| *number);
             target
@@ -362,16 +371,19 @@ fn publish<T: Clone + PartialEq>(to: &watch::Sender<Arc<T>>, now: &T) {
 }
 
 fn ports(service: Service) -> Ports {
+    let uid = service.metadata.uid;
     let ports = service.spec.and_then(|spec| spec.ports).unwrap_or_default();
     let ports = ports.into_iter().filter_map(|port| {
         let tls = port.app_protocol.is_none_or(|protocol| !CLEARTEXT.contains(&&*protocol));
         Some((u16::try_from(port.port).ok()?, port.name.unwrap_or_default(), tls))
     });
-    ports.collect()
+    Ports { uid, ports: ports.collect() }
 }
 
 fn slice(slice: EndpointSlice) -> Option<Slice> {
     let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?.clone();
+    let owners = slice.metadata.owner_references.into_iter().flatten();
+    let owner = owners.filter(|owner| owner.kind == "Service").map(|owner| owner.uid).next();
     let ports = slice
         .ports
         .unwrap_or_default()
@@ -381,7 +393,7 @@ fn slice(slice: EndpointSlice) -> Option<Slice> {
         endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
     });
     let addresses = ready.flat_map(|endpoint| endpoint.addresses).filter_map(|address| address.parse().ok());
-    Some(Slice { service, ports: ports.collect(), addresses: addresses.collect() })
+    Some(Slice { service, owner, ports: ports.collect(), addresses: addresses.collect() })
 }
 
 #[cfg(test)]
