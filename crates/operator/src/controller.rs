@@ -123,6 +123,9 @@ enum Work {
     Gateway(Key),
 }
 
+/// How long after a change Envoy Gateway is woken: it may ask any replica, and the others hear of the change a little later.
+const WAKE_AFTER: Duration = Duration::from_millis(300);
+
 /// How it went: when it is to be done again, or what the API server said.
 type Outcome = Result<Option<Duration>, Error>;
 
@@ -206,7 +209,14 @@ impl Controller {
             let again = self.failed.values().map(|failed| failed.again).chain(self.later.values().copied());
             let wake = due.into_iter().chain(again).min();
             tokio::select! {
-                () = self.changed() => due = due.or_else(|| Some(Instant::now() + GATHER)),
+                () = self.changed() => {
+                    due = due.or_else(|| Some(Instant::now() + GATHER));
+                    let again = Instant::now() + WAKE_AFTER;
+                    let wakes = self.marked.extract_if(.., |work| matches!(work, Work::Gateway(_)));
+                    for work in wakes {
+                        self.later.entry(work).or_insert(again);
+                    }
+                }
                 Some((work, outcome)) = running.next() => {
                     self.under_way.remove(&work);
                     self.end(work, outcome);
