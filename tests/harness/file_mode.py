@@ -1,7 +1,6 @@
 """A real Envoy Gateway without a cluster: its standalone mode, which reads resources from a file and runs an Envoy on this machine."""
 
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
@@ -16,8 +15,6 @@ VALUES = envoy.ROOT / "examples/envoy-gateway/values.yaml"
 VERSION = "1.40.0"
 """Of the Envoy that it runs."""
 SYSTEM = "envoy-gateway-system"
-WITHIN_S = 20.0
-"""It sees a file that changed within some 4 s."""
 
 
 class EnvoyGateway:
@@ -56,8 +53,7 @@ class EnvoyGateway:
         environment = {**os.environ, "ENVOY_GATEWAY_NAMESPACE": SYSTEM}
         keys = (PROGRAM, "certgen", "--local", "--config-home", places["configHome"])
         subprocess.run(keys, env=environment, check=True, capture_output=True, timeout=60)
-        self.log_file = self._folder / "log"
-        with self.log_file.open("wb") as log:
+        with (self._folder / "log").open("wb") as log:
             command = ("setpriv", "--pdeathsig", "TERM", PROGRAM, "server", "--config-path", file)
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -66,13 +62,6 @@ class EnvoyGateway:
         new = self._folder / "new.yaml"
         new.write_text(yaml.safe_dump_all(documents))
         new.rename(self._resources / "resources.yaml")
-
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace")
-
-    def refused(self) -> list[str]:
-        """What its Envoy refused."""
-        return re.findall(r".*(?:NACK|rejected).*", self.log())
 
     def close(self) -> None:
         os.killpg(self._process.pid, signal.SIGTERM)

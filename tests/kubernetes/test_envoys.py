@@ -70,7 +70,7 @@ def site(cluster, namespace, gateways, start_controller, tmp_path) -> Iterator[C
         program = ENVOYS[version]
         assert program, "POINTSMAN_ENVOY_1_39 is not set: cargo xtask test sets it"
         controller = start_controller()
-        pool = PickedPool(cluster, namespace, gateways, tmp_path)
+        pool = PickedPool(cluster, namespace, gateways, tmp_path, fail_open=fail_open)
         made.append(Site(pool, namespace.name, controller, tmp_path, program, fail_open=fail_open))
         return made[-1]
 
