@@ -73,7 +73,10 @@ fn many(routes: usize, to_pools: bool) -> (Translation, Known) {
 
 fn run(bencher: divan::Bencher<'_, '_>, routes: usize, to_pools: bool) {
     let (asked, known) = many(routes, to_pools);
-    let setting = Setting { discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005) };
+    let setting = Setting {
+        discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005),
+        pickers_change: true,
+    };
     let made = translate(&asked, &known, &setting);
     assert_eq!((made.behind.len(), made.faults.len()), (0, 0));
     bencher.bench_local(|| translate(&asked, &known, &setting).translation.write());
@@ -87,7 +90,10 @@ fn to_pools(bencher: divan::Bencher<'_, '_>, routes: usize) {
 #[divan::bench]
 fn stamp(bencher: divan::Bencher<'_, '_>) {
     let request = Bytes::from_static(include_bytes!("../tests/captures/route-000.bin"));
-    let setting = Setting { discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005) };
+    let setting = Setting {
+        discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005),
+        pickers_change: true,
+    };
     let (_known, known) = tokio::sync::watch::channel(Arc::default());
     let (_endpoints, endpoints) = tokio::sync::watch::channel(Arc::default());
     let server = ExtensionServer::new(setting, known, endpoints);

@@ -41,7 +41,7 @@ async fn main() {
     std::fs::create_dir_all(&folder).unwrap();
     let (_known, known) = watch::channel(Arc::default());
     let (_endpoints, endpoints) = watch::channel(Arc::default());
-    let setting = Setting { discovery: ("127.0.0.1".to_owned(), port) };
+    let setting = Setting { discovery: ("127.0.0.1".to_owned(), port), pickers_change: true };
     let server = ExtensionServer::new(setting, known, endpoints);
     let recorder = Recorder { folder, calls: AtomicUsize::new(0), server };
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();

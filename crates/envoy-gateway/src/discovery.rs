@@ -4,13 +4,12 @@
 //! Versions are digests of the endpoints, so every replica has the same: an Envoy that comes from another is told what differs.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use bytes::Bytes;
 use protobuf::{Malformed, Message, Writer};
 use twox_hash::XxHash3_64;
 
-use crate::known::Endpoints;
+use crate::known::{Address, Endpoints};
 use crate::pools::load_assignment;
 use crate::xds;
 
@@ -25,9 +24,6 @@ const SUBSCRIBE: u32 = 3;
 const UNSUBSCRIBE: u32 = 4;
 const INITIAL_RESOURCE_VERSIONS: u32 = 5;
 const ERROR_DETAIL: u32 = 7;
-
-/// The addresses of one name.
-type Addresses = [(IpAddr, u16)];
 
 /// What one Envoy asked for, with the version that it was told last.
 #[derive(Debug, Default)]
@@ -71,7 +67,7 @@ impl Subscriptions {
         const RESOURCE_VERSION: u32 = 1;
         const RESOURCE: u32 = 2;
         const RESOURCE_NAME: u32 = 3;
-        let none: &Addresses = &[];
+        let none: &[Address] = &[];
         let mut response = Writer::default();
         let mut differs = false;
         for (name, told) in &mut self.told {
@@ -84,7 +80,7 @@ impl Subscriptions {
             differs = true;
             response.message(RESOURCES, |resource| {
                 resource.bytes(RESOURCE_VERSION, format!("{version:x}"));
-                let hosts = addresses.iter().map(|(host, port)| (host.to_string(), *port));
+                let hosts = addresses.iter().map(|it| (it.ip.to_string(), it.port, it.is_cleartext));
                 let assignment = load_assignment(name, hosts);
                 resource.message(RESOURCE, |any| {
                     any.bytes(xds::any::TYPE_URL, xds::type_url(TYPE));
@@ -108,8 +104,12 @@ pub(crate) fn is_about_endpoints(request: &Bytes) -> bool {
     Message::parse(request).is_ok_and(|request| request.text(TYPE_URL) == xds::type_url(TYPE))
 }
 
-fn version(addresses: &Addresses) -> u64 {
-    let text: String = addresses.iter().map(|(host, port)| format!("{host}/{port} ")).collect();
+fn version(addresses: &[Address]) -> u64 {
+    let said = addresses.iter().map(|it| {
+        let clear = if it.is_cleartext { "/clear" } else { "" };
+        format!("{}/{}{clear} ", it.ip, it.port)
+    });
+    let text: String = said.collect();
     XxHash3_64::oneshot(text.as_bytes())
 }
 
@@ -126,7 +126,7 @@ mod tests {
     fn endpoints(of: &[(&str, &[&str])]) -> Endpoints {
         let parse = |text: &&str| {
             let address: std::net::SocketAddr = text.parse().unwrap();
-            (address.ip(), address.port())
+            Address { ip: address.ip(), port: address.port(), is_cleartext: false }
         };
         of.iter().map(|(name, all)| ((*name).to_owned(), all.iter().map(parse).collect::<Arc<_>>())).collect()
     }

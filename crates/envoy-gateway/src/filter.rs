@@ -45,7 +45,7 @@ impl Shown {
                 response_trailers: SEND,
             },
             // The only mode that the protocol asks pickers to speak.
-            PickerOwner::Pool { .. } => Shown {
+            PickerOwner::Pool => Shown {
                 response_headers: SEND,
                 request_body: FULL_DUPLEX_STREAMED,
                 response_body: FULL_DUPLEX_STREAMED,
@@ -87,7 +87,7 @@ impl Unpicked {
         match owner {
             _ if pool.fail_open => Unpicked::Sent,
             PickerOwner::Ours => Unpicked::Refused,
-            PickerOwner::Pool { .. } => Unpicked::RefusedByFilter,
+            PickerOwner::Pool => Unpicked::RefusedByFilter,
         }
     }
 }

@@ -33,10 +33,7 @@ pub enum PickerOwner {
     /// Pointsman's.
     Ours,
     /// The pool's own.
-    Pool {
-        /// Whether it is spoken to over TLS.
-        tls: bool,
-    },
+    Pool,
 }
 
 /// What a translation needs to know.
@@ -57,8 +54,6 @@ pub struct KnownPool {
     pub pool: StampedPool,
     /// Whose picker is asked.
     pub picker: PickerOwner,
-    /// Whose was asked before: requests that are on their way still ask that one.
-    pub former_picker: Option<PickerOwner>,
 }
 
 impl Known {
@@ -69,7 +64,18 @@ impl Known {
 }
 
 /// The endpoints behind each name that Envoy asks for ([`pool_name`], [`picker_name`]), in order.
-pub type Endpoints = BTreeMap<String, Arc<[(IpAddr, u16)]>>;
+pub type Endpoints = BTreeMap<String, Arc<[Address]>>;
+
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// Of its pod.
+    pub ip: IpAddr,
+    /// Where it listens.
+    pub port: u16,
+    /// A pool's own picker that does not speak TLS; other pickers do. Of a pool's endpoints this says nothing.
+    pub is_cleartext: bool,
+}
 
 /// The name under which a pool's endpoints are asked for.
 #[must_use]
@@ -78,12 +84,12 @@ pub fn pool_name(id: &PoolId) -> String {
 }
 
 /// The name under which the endpoints of a pool's picker are asked for, and of the cluster that they are in. Ours and the pool's own are
-/// spoken to in other ways: while a pool changes from one to the other both are there.
+/// spoken to in other ways, and a pool may change from one to the other.
 #[must_use]
 pub fn picker_name(id: &PoolId, owner: PickerOwner) -> String {
     match owner {
         PickerOwner::Ours => format!("pointsman/picker/{id}"),
-        PickerOwner::Pool { .. } => format!("pointsman/own-picker/{id}"),
+        PickerOwner::Pool => format!("pointsman/own-picker/{id}"),
     }
 }
 

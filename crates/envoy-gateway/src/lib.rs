@@ -24,7 +24,9 @@ mod stamp;
 mod translate;
 mod xds;
 
-pub use known::{Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, picker_name, pool_name};
+pub use known::{
+    Address, Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, picker_name, pool_name,
+};
 pub use service::ExtensionServer;
 pub use stamp::StampedPool;
 pub use translate::{Fault, REVISION, Setting, Translated, Translation, translate};

@@ -18,6 +18,7 @@ const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolO
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 const SERVED: &str = "x-gateway-destination-endpoint-served";
 const NAMESPACE: &str = "envoy.lb";
+const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
 
 /// Shorter than what model servers keep a silent connection for (vLLM: 5 s), or a request meets one that they close.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -240,12 +241,18 @@ pub(crate) fn of_picker(pool: &StampedPool, owner: PickerOwner) -> Vec<u8> {
             health_check(it);
         }
         without_limits(it);
-        if !matches!(owner, PickerOwner::Pool { tls: false }) {
-            tls(it);
+        tls(it);
+        if owner == PickerOwner::Pool {
+            or_in_the_clear(it);
         }
-        // Where no picker is healthy requests do not wait for one.
         const HEALTHY_PANIC_THRESHOLD: u32 = 1;
-        it.message(cluster::COMMON_LB_CONFIG, |config| config.message(HEALTHY_PANIC_THRESHOLD, |_| {}));
+        const UPDATE_MERGE_WINDOW: u32 = 4;
+        it.message(cluster::COMMON_LB_CONFIG, |config| {
+            // Where no picker is healthy requests do not wait for one.
+            config.message(HEALTHY_PANIC_THRESHOLD, |_| {});
+            // Envoy's own way is to tell its threads up to a second after a health check what came of it.
+            config.duration(UPDATE_MERGE_WINDOW, Duration::ZERO);
+        });
         it.bool(cluster::IGNORE_HEALTH_ON_HOST_REMOVAL, true);
         http2(it);
     })
@@ -260,15 +267,16 @@ pub(crate) fn discovery((host, port): (&str, u16)) -> Vec<u8> {
         // IPv4 where there is that, and else IPv6.
         const V4_PREFERRED: u64 = 3;
         it.varint(cluster::DNS_LOOKUP_FAMILY, V4_PREFERRED);
-        it.bytes(cluster::LOAD_ASSIGNMENT, load_assignment(DISCOVERY, [(host, port)]));
+        it.bytes(cluster::LOAD_ASSIGNMENT, load_assignment(DISCOVERY, [(host, port, false)]));
         http2(it);
     })
 }
 
-/// A `ClusterLoadAssignment`.
+/// A `ClusterLoadAssignment`: of each endpoint its host, its port, and whether it is spoken to in the clear where that is not clear
+/// from its cluster.
 pub(crate) fn load_assignment<H: AsRef<[u8]>>(
     name: &str,
-    endpoints: impl IntoIterator<Item = (H, u16)>,
+    endpoints: impl IntoIterator<Item = (H, u16, bool)>,
 ) -> Vec<u8> {
     const CLUSTER_NAME: u32 = 1;
     const LOCALITIES: u32 = 2;
@@ -278,10 +286,12 @@ pub(crate) fn load_assignment<H: AsRef<[u8]>>(
     const SOCKET_ADDRESS: u32 = 1;
     const HOST: u32 = 2;
     const PORT: u32 = 3;
+    const METADATA: u32 = 3;
+    const FILTER_METADATA: u32 = 1;
     Writer::of(|it| {
         it.bytes(CLUSTER_NAME, name);
         it.message(LOCALITIES, |locality| {
-            for (host, port) in endpoints {
+            for (host, port, is_cleartext) in endpoints {
                 locality.message(LB_ENDPOINTS, |lb| {
                     lb.message(ENDPOINT, |endpoint| {
                         endpoint.message(ADDRESS, |address| {
@@ -291,10 +301,23 @@ pub(crate) fn load_assignment<H: AsRef<[u8]>>(
                             });
                         });
                     });
+                    if is_cleartext {
+                        lb.message(METADATA, |it| {
+                            it.map_entry(FILTER_METADATA, TRANSPORT_SOCKET_MATCH, &cleartext());
+                        });
+                    }
                 });
             }
         });
     })
+}
+
+/// The `Struct` that is said of an endpoint that does not speak TLS.
+fn cleartext() -> Vec<u8> {
+    const FIELDS: u32 = 1;
+    const BOOL_VALUE: u32 = 4;
+    let yes = Writer::of(|value| value.bool(BOOL_VALUE, true));
+    Writer::of(|it| it.map_entry(FIELDS, "cleartext", &yes))
 }
 
 /// A picker that is told to stop says so at once; one that hangs is found within seconds.
@@ -340,6 +363,20 @@ fn tls(it: &mut Writer) {
         context.message(COMMON_TLS_CONTEXT, |common| common.bytes(ALPN_PROTOCOLS, "h2"));
     });
     it.named_any(cluster::TRANSPORT_SOCKET, "envoy.transport_sockets.tls", TYPED_CONFIG, &context);
+}
+
+/// Without TLS to an endpoint of which that is said.
+fn or_in_the_clear(it: &mut Writer) {
+    const NAME: u32 = 1;
+    const MATCH: u32 = 2;
+    const SOCKET: u32 = 3;
+    const TYPED_CONFIG: u32 = 3;
+    let raw = xds::any("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", |_| {});
+    it.message(cluster::TRANSPORT_SOCKET_MATCHES, |socket| {
+        socket.bytes(NAME, "cleartext");
+        socket.bytes(MATCH, cleartext());
+        socket.named_any(SOCKET, "envoy.transport_sockets.raw_buffer", TYPED_CONFIG, &raw);
+    });
 }
 
 /// HTTP/2 with pings, which find a peer whose machine is gone.

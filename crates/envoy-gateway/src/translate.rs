@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use protobuf::{Fields, Malformed, Message, Writer};
 
-use crate::known::{Known, RouteName};
+use crate::known::{Known, PickerOwner, RouteName};
 use crate::routes::{self, Needed};
 use crate::stamp::StampedPool;
 use crate::xds::{cluster, route};
@@ -14,7 +14,7 @@ use crate::{filter, pools};
 
 /// What is put into a translation, by number: raised whenever that changes, so that Envoy Gateway is asked to translate again when a
 /// newer one of us takes over.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// The resources of a translation, each as Envoy Gateway wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,9 @@ pub struct Translation {
 pub struct Setting {
     /// Where Envoys reach us: a host, by name or address, and a port.
     pub discovery: (String, u16),
+    /// Whether a pool may change from our picker to its own and back. Then the clusters of both are there all the time: an Envoy that hears
+    /// of a route and of the cluster that it asks at the same time has no answer until that one has its endpoints.
+    pub pickers_change: bool,
 }
 
 /// Something that could not be put in; all else is.
@@ -212,8 +215,9 @@ fn clusters(
         }
     }
     for pool in pickers.values() {
-        let former = known.pools.get(&pool.id()).and_then(|known| known.former_picker);
-        let owners = [Some(known.picker_of(pool)), former].into_iter().flatten();
+        let asked = known.picker_of(pool);
+        let owners = [PickerOwner::Ours, PickerOwner::Pool];
+        let owners = owners.into_iter().filter(|owner| setting.pickers_change || *owner == asked);
         kept.extend(owners.map(|owner| Bytes::from(pools::of_picker(pool, owner))));
     }
     // Also while no route leads to a pool: if it came with the first one, that one's requests would fail until it is resolved and

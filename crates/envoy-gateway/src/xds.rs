@@ -27,6 +27,7 @@ pub(crate) mod cluster {
     pub(crate) const LOAD_ASSIGNMENT: u32 = 33;
     pub(crate) const TYPED_EXTENSION_PROTOCOL_OPTIONS: u32 = 36;
     pub(crate) const LOAD_BALANCING_POLICY: u32 = 41;
+    pub(crate) const TRANSPORT_SOCKET_MATCHES: u32 = 43;
 
     pub(crate) const STRICT_DNS: u64 = 1;
     pub(crate) const EDS: u64 = 3;

@@ -1,7 +1,7 @@
 //! A translation that Envoy Gateway asked for, with pools put into it, as Envoy's own definitions read it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is a failure")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -49,11 +49,8 @@ fn known() -> Known {
     Known {
         routes: [(route("sole"), vec![vec![pool("qwen-pool", 1)]]), (route("canary"), canary)].into(),
         former: [].into(),
-        pools: [
-            known_pool("llama-pool", PickerOwner::Pool { tls: true }),
-            known_pool("qwen-pool", PickerOwner::Ours),
-        ]
-        .into(),
+        pools: [known_pool("llama-pool", PickerOwner::Pool), known_pool("qwen-pool", PickerOwner::Ours)]
+            .into(),
     }
 }
 
@@ -65,11 +62,14 @@ fn known_pool(name: &str, picker: PickerOwner) -> (PoolId, KnownPool) {
         fail_open: fails_open,
         h2c: !fails_open,
     };
-    (pool.id(), KnownPool { pool, picker, former_picker: None })
+    (pool.id(), KnownPool { pool, picker })
 }
 
 fn translated(known: &Known) -> Translated {
-    let setting = Setting { discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005) };
+    let setting = Setting {
+        discovery: ("pointsman-controller.pointsman-system.svc".into(), 5005),
+        pickers_change: true,
+    };
     translate(&capture(), known, &setting)
 }
 
@@ -287,7 +287,7 @@ fn a_route_that_is_not_known_yet_is_told_and_its_pools_share_evenly() {
 
 #[test]
 fn envoys_know_where_to_ask_for_endpoints_before_there_is_a_pool() {
-    let setting = Setting { discovery: ("c".into(), 1) };
+    let setting = Setting { discovery: ("c".into(), 1), pickers_change: true };
     let made = translate(&Translation::default(), &Known::default(), &setting).translation;
     let names: Vec<_> = made.clusters.iter().map(|it| Cluster::decode(&**it).unwrap().name).collect();
     assert_eq!(names, ["pointsman/discovery"]);
@@ -367,16 +367,20 @@ fn a_pool_that_left_its_rule_keeps_its_cluster_for_a_while() {
     assert_eq!(made.translation.clusters.iter().filter(|bytes| is(bytes)).count(), 1);
 }
 
-/// Requests that came before Envoy heard of the other ask it.
+/// A change of pickers is then one of routes alone: what they ask is there and warm.
 #[test]
-fn the_picker_that_was_asked_before_stays_known() {
-    let mut moved = known();
-    let id = PoolId::new("default", "llama-pool");
-    moved.pools.get_mut(&id).unwrap().former_picker = Some(PickerOwner::Ours);
-    let made = translated(&moved).translation;
-    assert_eq!(made.routes, translated(&known()).translation.routes);
-    let named = |name: &str| made.clusters.iter().any(|it| Cluster::decode(&**it).unwrap().name == name);
-    assert!(named("pointsman/picker/default/llama-pool") && named("pointsman/own-picker/default/llama-pool"));
+fn both_pickers_of_a_pool_have_their_clusters_where_it_may_change() {
+    let names = |pickers_change| {
+        let setting = Setting { discovery: ("c".into(), 1), pickers_change };
+        let made = translate(&capture(), &known(), &setting).translation.clusters;
+        let names = made.iter().map(|it| Cluster::decode(&**it).unwrap().name);
+        names.filter(|name| name.contains("picker/default")).collect::<BTreeSet<_>>()
+    };
+    let own = "pointsman/own-picker/default/llama-pool";
+    let ours = "pointsman/picker/default/qwen-pool";
+    let others = ["pointsman/picker/default/llama-pool", "pointsman/own-picker/default/qwen-pool"];
+    assert_eq!(names(false), BTreeSet::from([own, ours].map(str::to_owned)));
+    assert_eq!(names(true), BTreeSet::from([own, ours, others[0], others[1]].map(str::to_owned)));
 }
 
 /// Requests that came before Envoy heard of the weights still go there.
@@ -420,7 +424,7 @@ fn a_pool_whose_weight_is_0_beside_a_service_with_tls_waits_for_its_weight() {
     let mut idle = known();
     let plain = RouteName { namespace: "default".into(), name: "plain".into() };
     idle.routes.insert(plain, vec![vec![Backend { pool: None, weight: 1 }, pool("qwen-pool", 0)]]);
-    let setting = Setting { discovery: ("c".into(), 1) };
+    let setting = Setting { discovery: ("c".into(), 1), pickers_change: true };
     let made = translate(&asked, &idle, &setting);
     assert_eq!(made.faults, vec![]);
     assert_eq!(made.translation.clusters, translate(&asked, &known(), &setting).translation.clusters);
@@ -432,7 +436,7 @@ fn what_cannot_be_read_loses_itself_alone() {
     asked.clusters.push(Bytes::from_static(b"\xff\xff"));
     asked.listeners.push(Bytes::from_static(b"\xff\xff"));
     asked.routes.push(Bytes::from_static(b"\xff\xff"));
-    let setting = Setting { discovery: ("c".into(), 1) };
+    let setting = Setting { discovery: ("c".into(), 1), pickers_change: true };
     let made = translate(&asked, &known(), &setting);
     assert_eq!(made.faults.len(), 2);
     let sound = translate(&capture(), &known(), &setting).translation;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_gateway::{
-    Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, StampedPool, picker_name, pool_name,
+    Address, Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, StampedPool, picker_name,
+    pool_name,
 };
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -53,7 +54,7 @@ pub struct GatewaySource {
     marked: BTreeSet<PoolId>,
     /// Of each pool the names of its pods.
     selected: BTreeMap<PoolId, BTreeSet<String>>,
-    /// Of each pool that brings its own picker, or did, the Service and its port.
+    /// Of each pool that brings its own picker, or did, the Service that is asked and its port.
     brought: BTreeMap<PoolId, (String, u16)>,
     known: Known,
     /// Since when each of what was known of HTTPRoutes is no longer so.
@@ -222,7 +223,10 @@ impl GatewaySource {
                 return named;
             }
         }
-        let names = |pool: &&InferencePool| pool.picker.as_ref().is_some_and(|picker| picker.name == service);
+        let names = |pool: &&InferencePool| {
+            pool.picker.as_ref().is_some_and(|picker| picker.name == service)
+                || self.brought.get(&pool.id).is_some_and(|(brought, _)| brought == service)
+        };
         self.pools_in(namespace).filter(names).map(|pool| pool.id.clone()).collect()
     }
 
@@ -242,7 +246,7 @@ impl GatewaySource {
                     self.known.pools.remove(&id);
                     self.brought.remove(&id);
                     self.endpoints.remove(&pool_name(&id));
-                    for owner in [PickerOwner::Ours, PickerOwner::Pool { tls: true }] {
+                    for owner in [PickerOwner::Ours, PickerOwner::Pool] {
                         self.endpoints.remove(&picker_name(&id, owner));
                     }
                 }
@@ -252,54 +256,50 @@ impl GatewaySource {
             let pods: Vec<&Pod> = pods.map(|labelled| &labelled.pod).collect();
             self.selected.insert(id.clone(), pods.iter().map(|pod| pod.name.clone()).collect());
             let endpoints = pool.pod_endpoints(pods);
-            let endpoints = endpoints.iter().filter_map(|it| Some((it.host.parse().ok()?, it.port)));
+            let endpoints = endpoints.iter().filter_map(|it| {
+                Some(Address { ip: it.host.parse().ok()?, port: it.port, is_cleartext: false })
+            });
             self.endpoints.insert(pool_name(&id), endpoints.collect());
             self.take_in_pickers(&pool);
         }
     }
 
     /// Whose picker is asked, and where both are. It is the one that was asked while the other serves nobody yet and it still does: what is
-    /// made takes seconds to start.
+    /// made takes seconds to start. So it is where a pool that brings its own names another Service.
     fn take_in_pickers(&mut self, pool: &InferencePool) {
         let id = &pool.id;
-        let wanted = self.wanted(pool);
-        if let (PickerOwner::Pool { .. }, Some(picker)) = (wanted, &pool.picker) {
-            self.brought.insert(id.clone(), (picker.name.clone(), picker.port.unwrap_or(PICKER_PORT)));
-        }
         let ours = self.behind(&self.gateway_namespace, &names::picker(id), PICKER_PORT);
-        let brought = self.brought.get(id);
-        let own = brought
-            .map_or_else(|| Arc::from([]), |(service, port)| self.behind(&id.namespace, service, *port));
+        let own = |(service, port): &(String, u16)| self.behind(&id.namespace, service, *port);
+        let named = pool.picker.as_ref().map(|it| (it.name.clone(), it.port.unwrap_or(PICKER_PORT)));
+        let is_there =
+            named.as_ref().is_some_and(|(service, _)| self.ports(&id.namespace, service).is_some());
+        let wanted =
+            if self.pickers.brings_its_own(is_there) { PickerOwner::Pool } else { PickerOwner::Ours };
+        let before = self.brought.get(id);
+        let brought = match (wanted, before) {
+            (PickerOwner::Pool, Some(before))
+                if named.as_ref().is_none_or(|named| own(named).is_empty()) && !own(before).is_empty() =>
+            {
+                Some(before.clone())
+            }
+            (PickerOwner::Pool, _) => named,
+            (PickerOwner::Ours, before) => before.cloned(),
+        };
+        let own = brought.as_ref().map_or_else(|| Arc::from([]), own);
         let serves = |owner| match owner {
             PickerOwner::Ours => !ours.is_empty(),
-            PickerOwner::Pool { .. } => !own.is_empty(),
+            PickerOwner::Pool => !own.is_empty(),
         };
-        let before = self.known.pools.get(id).map(|known| (known.picker, known.former_picker));
-        let (picker, former_picker) = match before {
-            Some((asked, former)) if asked == wanted => (asked, former),
-            Some((asked, former)) if !serves(wanted) && serves(asked) => (asked, former),
-            Some((asked, _)) => (wanted, Some(asked)),
-            None => (wanted, None),
+        let picker = match self.known.pools.get(id).map(|known| known.picker) {
+            Some(asked) if !serves(wanted) && serves(asked) => asked,
+            _ => wanted,
         };
-        // Spoken to in another way it has the same name.
-        let former_picker =
-            former_picker.filter(|former| picker_name(id, *former) != picker_name(id, picker));
-        let known = KnownPool { pool: StampedPool::from(pool), picker, former_picker };
-        self.known.pools.insert(id.clone(), known);
-        self.endpoints.insert(picker_name(id, PickerOwner::Ours), ours);
-        self.endpoints.insert(picker_name(id, PickerOwner::Pool { tls: true }), own);
-    }
-
-    /// Whose picker the pool is to have.
-    fn wanted(&self, pool: &InferencePool) -> PickerOwner {
-        let named = pool.picker.as_ref();
-        let ports = named.and_then(|picker| self.ports(&pool.id.namespace, &picker.name));
-        if !self.pickers.brings_its_own(ports.is_some()) {
-            return PickerOwner::Ours;
+        if let Some(brought) = brought {
+            self.brought.insert(id.clone(), brought);
         }
-        let number = named.and_then(|picker| picker.port).unwrap_or(PICKER_PORT);
-        let port = ports.and_then(|found| found.ports.iter().find(|(port, ..)| *port == number));
-        PickerOwner::Pool { tls: port.is_none_or(|(_, _, tls)| *tls) }
+        self.known.pools.insert(id.clone(), KnownPool { pool: StampedPool::from(pool), picker });
+        self.endpoints.insert(picker_name(id, PickerOwner::Ours), ours);
+        self.endpoints.insert(picker_name(id, PickerOwner::Pool), own);
     }
 
     /// A Service's ports; none where it is not there.
@@ -308,19 +308,18 @@ impl GatewaySource {
     }
 
     /// What is ready behind that port of a Service.
-    fn behind(&self, namespace: &str, service: &str, number: u16) -> Arc<[(IpAddr, u16)]> {
+    fn behind(&self, namespace: &str, service: &str, number: u16) -> Arc<[Address]> {
         let Some(found) = self.ports(namespace, service) else { return Arc::new([]) };
         let named = found.ports.iter().find(|(port, ..)| *port == number);
-        let Some((_, name, _)) = named else { return Arc::new([]) };
+        let Some((_, name, tls)) = named else { return Arc::new([]) };
+        let address = |ip, port| Address { ip, port, is_cleartext: !tls };
         let slices =
             self.slices.of_namespace(namespace).flatten().filter(|slice| {
                 slice.service == service && (slice.owner.is_none() || slice.owner == found.uid)
             });
         let endpoints = slices.flat_map(|slice| {
             let target = slice.ports.iter().find(|(port, _)| port == name).map(|(_, number)| *number);
-            target
-                .into_iter()
-                .flat_map(|target| slice.addresses.iter().map(move |address| (*address, target)))
+            target.into_iter().flat_map(|target| slice.addresses.iter().map(move |ip| address(*ip, target)))
         });
         // One may be in two slices while it moves from one to the other.
         endpoints.collect::<BTreeSet<_>>().into_iter().collect()

@@ -106,8 +106,9 @@ pub(crate) async fn run(flags: &Controller, log: LogControl) -> anyhow::Result<(
     let discovery = flags.discovery_address.clone();
     let discovery =
         discovery.unwrap_or_else(|| (install::discovery_host(install::NAMESPACE), extension_address.port()));
+    let setting = Setting { discovery, pickers_change: settings.pickers == Pickers::Auto };
     let (tell_known, known) = watch::channel(Arc::new(Known::default()));
-    let server = (extension_listener, Setting { discovery }, known.clone());
+    let server = (extension_listener, setting, known.clone());
     let extension = extension(source, server, tell_known, tell_answers, answers);
     let mut stdout = std::io::stdout();
     writeln!(stdout, "ready metrics={address} extension={extension_address}")?;

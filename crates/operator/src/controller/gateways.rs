@@ -74,7 +74,7 @@ impl Controller {
     pub(super) fn wake(&self, gateway: &Key) -> Option<Wake> {
         let there = self.gateways.objects().get(gateway)?;
         let known = self.known.borrow();
-        let mut made_of = format!("{REVISION}");
+        let mut made_of = format!("{REVISION} {:?}", self.pickers);
         let mut leads_to_pools = false;
         for (key, route) in self.routes.objects() {
             let Some(route) =
