@@ -1,7 +1,10 @@
 """Envoy Gateway's part, played from what a real one asked (crates/envoy-gateway/tests/captures): its extension server is asked to put pools
 into a translation, and a real Envoy is given what comes back, over ADS as Envoy Gateway does."""
 
+import contextlib
+import itertools
 import json
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,7 @@ ANSWERED = {"clusters": 1, "listeners": 3, "routes": 4}
 """The same of its answer."""
 KINDS = {"clusters": Cluster, "listeners": Listener, "routes": RouteConfiguration}
 SAME = lambda payload: payload
+OTHERS, OVER = "other resources", "the stream is over"
 
 
 def translate(extension: str, namespace: str, name: str, *, fail_open: bool) -> dict[str, list]:
@@ -89,12 +93,9 @@ class Ads:
     """Serves those resources; what an Envoy refused, and why, is in `refused`."""
 
     def __init__(self, resources: dict[str, list]) -> None:
-        for listener in resources["listeners"]:
-            listener.address.socket_address.address, listener.address.socket_address.port_value = "127.0.0.1", 0
-            listener.ClearField("additional_addresses")
-        self._resources = {TYPE + KINDS[name].DESCRIPTOR.full_name: all for name, all in resources.items()}
         self.refused: list[str] = []
-        self._stopped = threading.Event()
+        self._streams: list[queue.SimpleQueue[DiscoveryRequest | str]] = []
+        self.give(resources)
         self._server = grpc.server(ThreadPoolExecutor(4))
         handler = grpc.stream_stream_rpc_method_handler(
             self._serve, request_deserializer=DiscoveryRequest.FromString, response_serializer=DiscoveryResponse.SerializeToString
@@ -104,30 +105,57 @@ class Ads:
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
+    def give(self, resources: dict[str, list]) -> None:
+        """Those from now on: clusters and routes at once, as Envoy Gateway does."""
+        for listener in resources["listeners"]:
+            listener.address.socket_address.address, listener.address.socket_address.port_value = "127.0.0.1", 0
+            listener.ClearField("additional_addresses")
+        self._resources = {TYPE + KINDS[name].DESCRIPTOR.full_name: all for name, all in resources.items()}
+        for stream in self._streams:
+            stream.put(OTHERS)
+
     def close(self) -> None:
         self._server.stop(0).wait()
 
     def _serve(self, requests: Iterator[DiscoveryRequest], _context) -> Iterator[DiscoveryResponse]:
+        events: queue.SimpleQueue[DiscoveryRequest | str] = queue.SimpleQueue()
+        self._streams.append(events)
+        threading.Thread(target=pass_on, args=(requests, events), daemon=True).start()
         told: dict[str, tuple] = {}
-        for request in requests:
-            if request.HasField("error_detail"):
+        for version in itertools.count():
+            request = events.get()
+            if request == OVER:
+                return
+            if request == OTHERS:
+                kinds = [kind for kind in self._resources if kind in told]
+            elif request.HasField("error_detail"):
                 self.refused.append(f"{request.type_url}: {request.error_detail.message}")
                 continue
-            # An acknowledgement asks for nothing; for other names than before it is a request.
-            names = tuple(request.resource_names)
-            if request.response_nonce and told.get(request.type_url) == names:
-                continue
-            told[request.type_url] = names
-            answer = DiscoveryResponse(version_info=str(len(told)), type_url=request.type_url, nonce=f"{request.type_url} {len(names)}")
-            for resource in self._of(request.type_url, names):
-                answer.resources.add().Pack(resource)
-            yield answer
+            else:
+                # An acknowledgement asks for nothing; for other names than before it is a request.
+                names = tuple(request.resource_names)
+                if request.response_nonce and told.get(request.type_url) == names:
+                    continue
+                told[request.type_url] = names
+                kinds = [request.type_url]
+            for kind in kinds:
+                answer = DiscoveryResponse(version_info=str(version), type_url=kind, nonce=f"{kind} {version}")
+                for resource in self._of(kind, told[kind]):
+                    answer.resources.add().Pack(resource)
+                yield answer
 
     def _of(self, kind: str, names: tuple) -> list:
         if kind == TYPE + ClusterLoadAssignment.DESCRIPTOR.full_name:
             # Those of Envoy Gateway's own clusters, which nobody asks here.
             return [ClusterLoadAssignment(cluster_name=name) for name in names]
         return self._resources.get(kind, [])
+
+
+def pass_on(requests: Iterator[DiscoveryRequest], to: queue.SimpleQueue) -> None:
+    with contextlib.suppress(grpc.RpcError):
+        for request in requests:
+            to.put(request)
+    to.put(OVER)
 
 
 def bootstrap(ads: Ads) -> str:

@@ -23,7 +23,8 @@ class PickedPool:
         self.servers = [Upstream(host=f"127.0.{network}.1").up()]
         self.servers.append(Upstream(host=f"127.0.{network}.2", port=self.servers[0].port).up())
         self.labels = {"app": name}
-        reference = {"name": f"{name}-epp", "port": {"number": 9002}, "failureMode": "FailOpen" if fail_open else "FailClose"}
+        self.own_service, self.own_picker = f"{name}-epp", None
+        reference = {"name": self.own_service, "port": {"number": 9002}, "failureMode": "FailOpen" if fail_open else "FailClose"}
         self.manifest = pool_v1(
             name=name, port=self.servers[0].port, selector={"matchLabels": self.labels}, endpointPickerRef=reference
         )
@@ -37,24 +38,30 @@ class PickedPool:
 
     def start_picker(self) -> None:
         """A picker where Envoy finds it: an EndpointSlice of the Service that the controller made names it."""
-        named = ("--pool-name", self.name, "--pool-namespace", self._namespace.name, "--kubeconfig", self._cluster.kubeconfig)
-        ports = ("--grpc-port", 0, "--grpc-health-port", 0, "--metrics-port", 0)
-        self.picker = envoy.Process(self._folder / f"epp-{self.name}.log", *envoy.command("epp", *named, "--bind", HOST, *ports))
-        (port,) = self.picker.ready(r"ready grpc=\S+:(\d+) health=")
+        self.picker, port = self._run_picker("ours")
         labels = f"inference-pool={self.name},inference-pool-namespace={self._namespace.name}"
         found = lambda: self._cluster.get("services", "-n", self._gateways.name, "-l", labels)["items"]
         (service,) = until(found, within=WITHIN_S, what="the controller made the picker's Service")
         (name,) = [each["name"] for each in service["spec"]["ports"] if each["port"] == 9002]
-        self._gateways.apply(
-            {
-                "apiVersion": "discovery.k8s.io/v1",
-                "kind": "EndpointSlice",
-                "metadata": {"name": f"here-{self.name}", "labels": {"kubernetes.io/service-name": service["metadata"]["name"]}},
-                "addressType": "IPv4",
-                "ports": [{"name": name, "port": int(port), "protocol": "TCP"}],
-                "endpoints": [{"addresses": [HOST], "conditions": {"ready": True}}],
-            }
-        )
+        self._gateways.apply(endpoint_slice(service["metadata"]["name"], name, port))
+
+    def bring_picker(self, *, tls: bool) -> None:
+        """The pool's own picker, behind the Service that the pool names."""
+        self.own_picker, port = self._run_picker("own", f"--secure-serving={str(tls).lower()}")
+        grpc = {"port": 9002, "name": "grpc", **({} if tls else {"appProtocol": "kubernetes.io/h2c"})}
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": self.own_service}, "spec": {"ports": [grpc]}}
+        self._namespace.apply(endpoint_slice(self.own_service, "grpc", port), service)
+
+    def take_picker_back(self) -> None:
+        self._namespace.kubectl("delete", "service", self.own_service)
+
+    def _run_picker(self, whose: str, *flags: str) -> tuple[envoy.Process, int]:
+        named = ("--pool-name", self.name, "--pool-namespace", self._namespace.name, "--kubeconfig", self._cluster.kubeconfig)
+        ports = ("--grpc-port", 0, "--grpc-health-port", 0, "--metrics-port", 0)
+        log = self._folder / f"epp-{self.name}-{whose}.log"
+        picker = envoy.Process(log, *envoy.command("epp", *named, "--bind", HOST, *ports, *flags))
+        (port,) = picker.ready(r"ready grpc=\S+:(\d+) health=")
+        return picker, int(port)
 
     def select(self, number: int, *, selected: bool) -> None:
         """Takes a pod out of the pool, or back in."""
@@ -67,6 +74,20 @@ class PickedPool:
 
     def close(self) -> None:
         self.picker.close()
+        if self.own_picker:
+            self.own_picker.close()
         for number, server in enumerate(self.servers):
             self._namespace.gone(self.pod(number))
             server.down()
+
+
+def endpoint_slice(service: str, port_name: str, port: int) -> dict:
+    """A picker of this machine behind that Service."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"here-{service}", "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "ports": [{"name": port_name, "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [HOST], "conditions": {"ready": True}}],
+    }

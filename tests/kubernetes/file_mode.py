@@ -4,7 +4,6 @@ Gateway and its Envoy are real; model servers are played.
 What users declare is told twice, since Envoy Gateway reads a file here and the controller the API server."""
 
 import tarfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import yaml
 
 from harness.envoy import free_port
 from harness.file_mode import CACHE, EnvoyGateway, gateway
+from harness.load import Load
 from harness.picked_pool import WITHIN_S, PickedPool
 from harness.upstream import Upstream
 from harness.wait import holds, until
@@ -129,29 +129,6 @@ def policy(name: str, **spec: object) -> dict:
     }
 
 
-class Load:
-    """Requests to a path, four at once, until the block ends; how each ended."""
-
-    def __init__(self, site: Site, path: str) -> None:
-        self.outcomes: Counter = Counter()
-        self._site, self._path, self._over = site, path, threading.Event()
-
-    def __enter__(self) -> "Load":
-        self._threads = [threading.Thread(target=self._run) for _ in range(4)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            self.outcomes[self._site.status(self._path)] += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-
 def gets_requests(*servers: Upstream) -> bool:
     """Whether requests come now."""
     before = [len(server.requests) for server in servers]
@@ -186,7 +163,7 @@ def test_weights_are_the_routes_and_change_without_a_lost_request(site):
     site.declare(route("canary", to("qwen", 1), to("llama", 0)), route("migrate", to("plain", 1), to("llama", 0)))
     site.answers("/canary")
     site.answers("/migrate")
-    with Load(site, "/canary") as canary, Load(site, "/migrate") as migrate:
+    with Load(lambda: site.status("/canary")) as canary, Load(lambda: site.status("/migrate")) as migrate:
         for qwen, llama in ((3, 1), (0, 1), (1, 1), (1, 0), (3, 1)):
             weights = ("llama", llama)
             site.declare(route("canary", to("qwen", qwen), to(*weights)), route("migrate", to("plain", qwen), to(*weights)))
@@ -238,7 +215,7 @@ def test_without_a_controller_nothing_is_lost_and_nothing_changes(site):
     site.declare(route("sole", to("qwen")))
     site.answers("/sole")
     site.controller.close()
-    with Load(site, "/sole") as load:
+    with Load(lambda: site.status("/sole")) as load:
         site.declare(route("later", to("llama")))
         holds(lambda: site.status("/later") == 404, over=6, what="Envoy Gateway waits")
         site.start_controller()

@@ -13,6 +13,7 @@ import pytest
 from harness import envoy
 from harness.controller import Controller
 from harness.envoy_gateway import Ads, bootstrap, translate
+from harness.load import Load
 from harness.picked_pool import WITHIN_S, PickedPool
 from harness.wait import until
 
@@ -28,7 +29,8 @@ class Site:
         self.pool, self._of, self._folder, self._program = pool, f"{namespace}/{pool.name}", folder, program
         self.controller = controller
         self.servers = pool.servers
-        self.ads = Ads(translate(controller.extension, namespace, pool.name, fail_open=fail_open))
+        self.translate = lambda: translate(controller.extension, namespace, pool.name, fail_open=fail_open)
+        self.ads = Ads(self.translate())
         self.envoy = self.new_envoy(folder)
         self.client = httpx.Client(base_url=self.envoy.url, timeout=30, trust_env=False)
         until(lambda: len(self.endpoints()) == 2, within=WITHIN_S, what="Envoy knows both endpoints")
@@ -51,6 +53,17 @@ class Site:
 
     def picker_is_healthy(self) -> bool:
         return self.envoy.stat(f"cluster.pointsman/picker/{self._of}.membership_healthy") == 1
+
+    def change_pickers(self, name: str) -> None:
+        """Gives Envoy the translation that asks that one, once there is that."""
+        cluster = f"pointsman/{name}/{self._of}"
+        asks = lambda translation: any(cluster in str(each) for each in translation["routes"])
+        self.ads.give(until(lambda: asks(made := self.translate()) and made, within=WITHIN_S, what=f"{name} is asked"))
+        before = self.requests(cluster)
+        until(lambda: self.requests(cluster) > before + 8, within=WITHIN_S, what=f"Envoy asks {name}")
+
+    def requests(self, cluster: str) -> int:
+        return self.envoy.stat(f"cluster.{cluster}.upstream_rq_total")
 
     def ask(self) -> httpx.Response:
         return self.client.post("/v1/completions", json=BODY)
@@ -126,12 +139,29 @@ def test_without_a_picker(site, fail_open, status, body):
     assert {answer.status_code for answer in answers} == {status}
     assert body is None or {answer.text for answer in answers} == {body}
     assert sum(site.pool.served()) == (6 if fail_open else 0)
-    # Its Service leads to the next one.
+    # Its Service leads to the next one, which is asked as soon as it is healthy.
+    until(lambda: not site.picker_is_healthy(), within=WITHIN_S, what="Envoy sees that it is gone")
     site.pool.start_picker()
-    picked = lambda: site.ask().status_code == 200 and site.servers[0].requests[-1:] and "x-gateway-destination-endpoint" in dict(
-        site.servers[0].requests[-1].headers
-    )
-    until(picked, within=WITHIN_S, what="the next picker picks")
+    until(site.picker_is_healthy, within=WITHIN_S, what="the next picker serves")
+    assert [site.ask().status_code for _ in range(4)] == [200] * 4
+    assert all("x-gateway-destination-endpoint" in dict(server.requests[-1].headers) for server in site.servers)
+
+
+@pytest.mark.parametrize("version, tls", [("1.40.0", True), ("1.40.0", False), ("1.39.1", True)])
+def test_a_change_of_pickers_loses_no_request(site, version, tls):
+    """From ours to the pool's own, which speaks TLS or does not, and back to ours, which starts anew."""
+    site = site(version)
+    with Load(lambda: site.ask().status_code) as load:
+        for _ in range(2):
+            site.pool.bring_picker(tls=tls)
+            site.change_pickers("own-picker")
+            site.pool.picker.close()
+            site.pool.take_picker_back()
+            site.pool.start_picker()
+            site.change_pickers("picker")
+            site.pool.own_picker.close()
+    assert load.outcomes.keys() == {200}, load.outcomes
+    assert site.ads.refused == []
 
 
 def test_picked_endpoints_that_fail_are_passed_over(site):

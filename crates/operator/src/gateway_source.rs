@@ -285,7 +285,15 @@ impl GatewaySource {
             (PickerOwner::Pool, _) => named,
             (PickerOwner::Ours, before) => before.cloned(),
         };
-        let own = brought.as_ref().map_or_else(|| Arc::from([]), own);
+        // Who takes the Service away to have ours leaves its pods behind for a while: they are asked until ours are, by Envoys too.
+        let is_gone = |(service, _): &(String, u16)| self.ports(&id.namespace, service).is_none();
+        let own = match &brought {
+            Some(brought) if wanted == PickerOwner::Ours && is_gone(brought) => {
+                self.endpoints.get(&picker_name(id, PickerOwner::Pool)).cloned().unwrap_or_default()
+            }
+            Some(brought) => own(brought),
+            None => Arc::default(),
+        };
         let serves = |owner| match owner {
             PickerOwner::Ours => !ours.is_empty(),
             PickerOwner::Pool => !own.is_empty(),
