@@ -43,7 +43,7 @@ use crate::resources;
 use crate::watch::{Collection, Key};
 use live::{Kind, Live};
 use models::Model;
-use reconcile::{Job, Known, Means};
+use reconcile::{Job, Known, Means, Named};
 
 /// Pools that are looked at together.
 const PARALLEL: usize = 16;
@@ -96,7 +96,8 @@ pub struct Controller {
     pickers: Pickers,
     pools: [Collection<DynamicObject, Option<Seen>>; 2],
     config_maps: Collection<PartialObjectMeta<ConfigMap>, ()>,
-    services: Collection<PartialObjectMeta<Service>, ()>,
+    /// Each with its ports.
+    services: Collection<Service, Vec<u16>>,
     own: BTreeMap<Kind, Collection<DynamicObject, Live>>,
     models: Collection<DynamicObject, Option<Model>>,
     routes: Collection<DynamicObject, Option<HttpRoute>>,
@@ -180,7 +181,7 @@ impl Controller {
             pickers: settings.pickers,
             pools: [everywhere(PoolVersion::V1), everywhere(PoolVersion::V1Alpha2)],
             config_maps: Collection::new("ConfigMaps".to_owned(), Api::all(client.clone()), config(), |_| ()),
-            services: Collection::new("Services".to_owned(), Api::all(client.clone()), config(), |_| ()),
+            services: Collection::new("Services".to_owned(), Api::all(client.clone()), config(), ports),
             own: own.collect(),
             models: Collection::new(
                 "InferenceModels".to_owned(),
@@ -346,8 +347,8 @@ impl Controller {
             let live = objects.objects().get(&(namespace.clone(), names::picker(id)))?;
             (live.pool.as_ref() == Some(id)).then(|| (*kind, live.clone()))
         });
-        let is_there = pool.as_ref().is_some_and(|known| self.is_picker_there(&known.pool));
-        let brings_picker = self.pickers.brings_its_own(is_there);
+        let named = pool.as_ref().map_or(Named::Nothing, |known| self.named(&known.pool));
+        let brings_picker = self.pickers.brings_its_own(named.is_there());
         let shared_is_ready =
             self.shared.as_ref().is_some_and(|shared| shared.objects().values().any(|ready| *ready));
         Job {
@@ -355,18 +356,22 @@ impl Controller {
             shadowed,
             live: live.collect(),
             brings_picker,
-            names_a_service: is_there,
+            named,
             gateways: self.gateways_of(id),
             shared_is_ready,
             pool,
         }
     }
 
-    /// Whether the Service that a pool names as its picker is there.
-    fn is_picker_there(&self, pool: &InferencePool) -> bool {
-        pool.picker.as_ref().is_some_and(|picker| {
-            self.services.objects().contains_key(&(pool.id.namespace.clone(), picker.name.clone()))
-        })
+    /// What a pool names as its picker.
+    fn named(&self, pool: &InferencePool) -> Named {
+        let Some(picker) = &pool.picker else { return Named::Nothing };
+        match self.services.objects().get(&(pool.id.namespace.clone(), picker.name.clone())) {
+            _ if !picker.is_to_a_service() => Named::NoService,
+            None => Named::Missing,
+            Some(ports) if !ports.contains(&picker.port()) => Named::WithoutPort(ports.clone()),
+            Some(_) => Named::Service,
+        }
     }
 
     fn end(&mut self, work: Work, outcome: Outcome) {
@@ -429,6 +434,11 @@ fn see(mut object: DynamicObject) -> Option<Seen> {
         status,
     };
     Some(Seen { known, overlay })
+}
+
+fn ports(service: Service) -> Vec<u16> {
+    let ports = service.spec.and_then(|spec| spec.ports).into_iter().flatten();
+    ports.filter_map(|port| u16::try_from(port.port).ok()).collect()
 }
 
 fn is_ready(deployment: Deployment) -> bool {

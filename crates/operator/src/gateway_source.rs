@@ -32,7 +32,7 @@ use crate::render::names;
 use crate::resources;
 use crate::watch::{Change, Collection, Key};
 
-/// Where a picker serves, unless its pool says otherwise.
+/// Where pickers of ours serve.
 const PICKER_PORT: u16 = 9002;
 /// How long it is known what an HTTPRoute was before: Envoy Gateway, when it is busy, takes seconds.
 const FORMER_MAX: Duration = Duration::from_secs(60);
@@ -270,7 +270,8 @@ impl GatewaySource {
         let id = &pool.id;
         let ours = self.behind(&self.gateway_namespace, &names::picker(id), PICKER_PORT);
         let own = |(service, port): &(String, u16)| self.behind(&id.namespace, service, *port);
-        let named = pool.picker.as_ref().map(|it| (it.name.clone(), it.port.unwrap_or(PICKER_PORT)));
+        let named = pool.picker.as_ref().filter(|it| it.is_to_a_service());
+        let named = named.map(|it| (it.name.clone(), it.port()));
         let is_there =
             named.as_ref().is_some_and(|(service, _)| self.ports(&id.namespace, service).is_some());
         let wanted =

@@ -69,10 +69,27 @@ pub struct PickerRef {
     pub kind: String,
     /// The object's name, in the pool's namespace.
     pub name: String,
-    /// The port of its ext_proc server.
+    /// The port that is written there.
     pub port: Option<u16>,
     /// `failureMode: FailOpen`: without a picker any endpoint will do.
     pub fail_open: bool,
+}
+
+impl PickerRef {
+    /// Where a picker serves, unless its pool says otherwise.
+    const PORT: u16 = 9002;
+
+    /// Whether it names what it may: a Service.
+    #[must_use]
+    pub fn is_to_a_service(&self) -> bool {
+        self.group.is_empty() && self.kind == "Service"
+    }
+
+    /// The port of its ext_proc server.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.unwrap_or(Self::PORT)
+    }
 }
 
 /// An InferenceModel (v1alpha2): how urgent a model name is and what serves it.

@@ -166,9 +166,9 @@ fn pool_of(change: Change<Option<Seen>>) -> (Concerned, bool) {
     }
 }
 
-fn key_of(change: &Change<()>) -> Option<Key> {
+fn key_of<V>(change: &Change<V>) -> Option<Key> {
     match change {
-        Change::Set(key) | Change::Gone(key, ()) => Some(key.clone()),
+        Change::Set(key) | Change::Gone(key, _) => Some(key.clone()),
         Change::Any | Change::Nothing => None,
     }
 }

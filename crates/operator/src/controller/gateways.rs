@@ -10,11 +10,11 @@ use std::fmt::Write as _;
 use envoy_gateway::{REVISION, RouteName};
 use kube::Error;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use pool::{InferencePool, PoolId};
+use pool::{InferencePool, PickerRef, PoolId};
 use serde_json::json;
 
 use super::Controller;
-use super::reconcile::{Job, Means, code};
+use super::reconcile::{Job, Means, Named, code};
 use super::status::{Condition, Entry, Parent};
 use crate::render::names;
 use crate::resources;
@@ -141,21 +141,96 @@ pub(super) fn entries(job: &Job, pool: &InferencePool) -> Vec<Entry> {
         };
         Condition { kind: "Accepted", holds, reason, message }
     };
-    let missing = job.brings_picker && !job.names_a_service;
-    let message = match named {
-        _ if !job.brings_picker => "its picker is made by Pointsman".to_owned(),
-        Some(picker) if missing => format!(
-            "the {} {}/{} that it names as its endpoint picker is not there",
-            picker.kind, pool.id.namespace, picker.name
-        ),
-        Some(picker) => format!("its endpoint picker is the Service {}/{}", pool.id.namespace, picker.name),
-        None => "it names no endpoint picker".to_owned(),
-    };
-    let reason = if missing { "InvalidExtensionRef" } else { "ResolvedRefs" };
-    let resolved = Condition { kind: "ResolvedRefs", holds: !missing, reason, message };
+    let resolved = references(job, pool);
     let entry = |((namespace, name), bound): (&Key, &Bound)| Entry {
         parent: Parent::gateway(namespace, name),
         conditions: vec![accepted(bound), resolved.clone()],
     };
     job.gateways.iter().map(entry).collect()
+}
+
+/// Whether what the pool names as its picker can be used. What is not asked for may be missing: ours is made then.
+fn references(job: &Job, pool: &InferencePool) -> Condition {
+    let namespace = &pool.id.namespace;
+    let (holds, message) = match (&job.named, &pool.picker) {
+        (Named::NoService, Some(PickerRef { kind, name, .. })) => {
+            let instead = if job.brings_picker { "" } else { "; Pointsman's picker is used" };
+            (
+                false,
+                format!(
+                    "it names the {kind} {name} as its endpoint picker, and that has to be a Service{instead}"
+                ),
+            )
+        }
+        (Named::Missing, Some(PickerRef { name, .. })) if job.brings_picker => (
+            false,
+            format!("the Service {namespace}/{name} that it names as its endpoint picker is not there"),
+        ),
+        (Named::WithoutPort(ports), Some(picker)) if job.brings_picker => (
+            false,
+            format!(
+                "the Service {namespace}/{} that it names as its endpoint picker has no port {}; it has {ports:?}",
+                picker.name,
+                picker.port()
+            ),
+        ),
+        (_, Some(picker)) if job.brings_picker => {
+            (true, format!("its endpoint picker is the Service {namespace}/{}", picker.name))
+        }
+        (_, None) if job.brings_picker => (true, "it names no endpoint picker".to_owned()),
+        _ => (true, "its picker is made by Pointsman".to_owned()),
+    };
+    let reason = if holds { "ResolvedRefs" } else { "InvalidExtensionRef" };
+    Condition { kind: "ResolvedRefs", holds, reason, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pool::PoolId;
+
+    use super::*;
+
+    #[test]
+    fn a_reference_that_cannot_be_used_is_told_with_what_is_there() {
+        let told = |kind: &str, named: Named, brings_picker: bool| {
+            let text = format!(
+                "{{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {{name: p, namespace: ns}}, \
+                 spec: {{selector: {{matchLabels: {{a: b}}}}, targetPorts: [{{number: 1}}], \
+                 endpointPickerRef: {{name: s, kind: {kind}, port: {{number: 9}}}}}}}}"
+            );
+            let pool = pool::parse("p", &text).unwrap().pools.remove(0);
+            let job = Job {
+                id: PoolId::new("ns", "p"),
+                pool: None,
+                shadowed: None,
+                live: BTreeMap::new(),
+                brings_picker,
+                named,
+                gateways: BTreeMap::new(),
+                shared_is_ready: false,
+            };
+            let condition = references(&job, &pool);
+            (condition.holds, condition.message)
+        };
+        let not = |message: &str| (false, message.to_owned());
+        let yes = |message: &str| (true, message.to_owned());
+        assert_eq!(told("Service", Named::Service, true), yes("its endpoint picker is the Service ns/s"));
+        assert_eq!(told("Service", Named::Missing, false), yes("its picker is made by Pointsman"));
+        assert_eq!(
+            told("Service", Named::Missing, true),
+            not("the Service ns/s that it names as its endpoint picker is not there")
+        );
+        assert_eq!(
+            told("Service", Named::WithoutPort(vec![80, 443]), true),
+            not("the Service ns/s that it names as its endpoint picker has no port 9; it has [80, 443]")
+        );
+        assert_eq!(
+            told("Pod", Named::NoService, false),
+            not(
+                "it names the Pod s as its endpoint picker, and that has to be a Service; Pointsman's picker is used"
+            )
+        );
+    }
 }

@@ -67,12 +67,31 @@ pub(super) struct Job {
     pub(super) live: BTreeMap<Kind, Live>,
     /// The pool's own picker is used, and not ours.
     pub(super) brings_picker: bool,
-    /// The Service that the pool names is there.
-    pub(super) names_a_service: bool,
+    pub(super) named: Named,
     /// The Gateways of Envoy Gateway by which HTTPRoutes lead to the pool, each with whether it took one.
     pub(super) gateways: BTreeMap<Key, Bound>,
     /// The picker of the installation serves.
     pub(super) shared_is_ready: bool,
+}
+
+/// What a pool names as its picker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    Nothing,
+    /// Something of a kind that is no Service.
+    NoService,
+    /// A Service that is not there.
+    Missing,
+    /// A Service that has not that port, and which it has.
+    WithoutPort(Vec<u16>),
+    Service,
+}
+
+impl Named {
+    /// Whether there is a Service.
+    pub(super) fn is_there(&self) -> bool {
+        matches!(self, Named::WithoutPort(_) | Named::Service)
+    }
 }
 
 impl Means {
