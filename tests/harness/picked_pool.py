@@ -45,15 +45,20 @@ class PickedPool:
         (name,) = [each["name"] for each in service["spec"]["ports"] if each["port"] == 9002]
         self._gateways.apply(endpoint_slice(service["metadata"]["name"], name, port))
 
-    def bring_picker(self, *, tls: bool) -> None:
-        """The pool's own picker, behind the Service that the pool names."""
-        self.own_picker, port = self._run_picker("own", f"--secure-serving={str(tls).lower()}")
+    def bring_service(self, *, tls: bool) -> None:
+        """The Service that the pool names: of a picker of its own, which speaks TLS or does not."""
+        self._tls = tls
         grpc = {"port": 9002, "name": "grpc", **({} if tls else {"appProtocol": "kubernetes.io/h2c"})}
         service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": self.own_service}, "spec": {"ports": [grpc]}}
-        self._namespace.apply(endpoint_slice(self.own_service, "grpc", port), service)
+        self._namespace.apply(service)
+
+    def bring_picker(self) -> None:
+        """That picker."""
+        self.own_picker, port = self._run_picker("own", f"--secure-serving={str(self._tls).lower()}")
+        self._namespace.apply(endpoint_slice(self.own_service, "grpc", port))
 
     def take_picker_back(self) -> None:
-        self._namespace.kubectl("delete", "service", self.own_service)
+        self._namespace.kubectl("delete", "service,endpointslice", self.own_service, f"here-{self.own_service}", "--ignore-not-found")
 
     def _run_picker(self, whose: str, *flags: str) -> tuple[envoy.Process, int]:
         named = ("--pool-name", self.name, "--pool-namespace", self._namespace.name, "--kubeconfig", self._cluster.kubeconfig)

@@ -253,8 +253,8 @@ def test_whose_picker_it_is(house, control):
     house.one()
     until(lambda: house.events("PickerManaged"), within=MADE_S, what="the change is told")
     house.pools.apply(service)
-    until(lambda: not house.made("deployment"), within=MADE_S, what="ours is taken away")
     until(lambda: house.events("PickerSelfHosted"), within=MADE_S, what="that is told")
+    until(lambda: not house.made("deployment"), within=30, what="ours is taken away")
     assert house.condition("PickerReady") == {}, "our entry goes with it"
     controller.close()
     controller = control("--pickers", "managed")

@@ -153,7 +153,10 @@ def test_a_change_of_pickers_loses_no_request(site, version, tls):
     site = site(version)
     with Load(lambda: site.ask().status_code) as load:
         for _ in range(2):
-            site.pool.bring_picker(tls=tls)
+            site.pool.bring_service(tls=tls)
+            # Longer than ours would be left for.
+            time.sleep(5)
+            site.pool.bring_picker()
             site.change_pickers("own-picker")
             site.pool.picker.close()
             site.pool.take_picker_back()

@@ -8,7 +8,7 @@
 //! - Level, not edge: a reconcile compares what is there with what should be; an event only says where to look.
 //! - Nothing is written that is there already, and nothing at all before everything was listed once.
 //! - Nothing is deleted of a pool that is gone unless the API server says so, asked again; of one that brings its own picker, not before
-//!   Envoys had time to ask that one.
+//!   that one serves and Envoys had time to ask it.
 
 mod concerned;
 mod events;
@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_gateway::PickerOwner;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -355,6 +356,7 @@ impl Controller {
             id: id.clone(),
             shadowed,
             live: live.collect(),
+            own_is_asked: self.known.borrow().pools.get(id).is_some_and(|it| it.picker == PickerOwner::Pool),
             brings_picker,
             named,
             gateways: self.gateways_of(id),

@@ -301,6 +301,8 @@ impl GatewaySource {
         };
         let picker = match self.known.pools.get(id).map(|known| known.picker) {
             Some(asked) if !serves(wanted) && serves(asked) => asked,
+            // Nobody remembers who was asked, and ours is there.
+            None if !serves(wanted) && serves(PickerOwner::Ours) => PickerOwner::Ours,
             _ => wanted,
         };
         if let Some(brought) = brought {

@@ -175,7 +175,8 @@ fn references(job: &Job, pool: &InferencePool) -> Condition {
             ),
         ),
         (_, Some(picker)) if job.brings_picker => {
-            (true, format!("its endpoint picker is the Service {namespace}/{}", picker.name))
+            let until = if job.own_is_asked { "" } else { ", which serves nobody yet" };
+            (true, format!("its endpoint picker is the Service {namespace}/{}{until}", picker.name))
         }
         (_, None) if job.brings_picker => (true, "it names no endpoint picker".to_owned()),
         _ => (true, "its picker is made by Pointsman".to_owned()),
@@ -207,6 +208,7 @@ mod tests {
                 shadowed: None,
                 live: BTreeMap::new(),
                 brings_picker,
+                own_is_asked: brings_picker,
                 named,
                 gateways: BTreeMap::new(),
                 shared_is_ready: false,

@@ -30,8 +30,11 @@ pub(super) const FIELD_MANAGER: &str = "pointsman-controller";
 const APPLIED: &str = "pointsman.dev/applied";
 /// Of a pool's invalid annotations so many are told by an Event each; the condition lists the others, too.
 const EVENTS_MAX: usize = 16;
-/// From when a pool brings its own picker until ours goes. Envoy Gateway and its Envoys take about a second to ask the other.
+/// From when a pool's own picker is asked until ours goes. Envoy Gateway and its Envoys take about a second for it.
 const MOVE: Duration = Duration::from_secs(3);
+/// How long ours stays for a pool's own picker to serve, and how often that is looked at.
+const START_MAX: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_secs(1);
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
 
@@ -43,7 +46,7 @@ pub(super) struct Means {
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
     /// Of each pool the overlay that was in force last, by its name.
     pub(super) good: Mutex<HashMap<PoolId, (String, Overlay)>>,
-    /// Pools that brought their own picker when they were looked at last, and since when.
+    /// Pools that brought their own picker when they were looked at last, and when ours goes.
     self_hosted: Mutex<HashMap<PoolId, Instant>>,
 }
 
@@ -67,6 +70,8 @@ pub(super) struct Job {
     pub(super) live: BTreeMap<Kind, Live>,
     /// The pool's own picker is used, and not ours.
     pub(super) brings_picker: bool,
+    /// … and it is asked: it serves, or ours does not.
+    pub(super) own_is_asked: bool,
     pub(super) named: Named,
     /// The Gateways of Envoy Gateway by which HTTPRoutes lead to the pool, each with whether it took one.
     pub(super) gateways: BTreeMap<Key, Bound>,
@@ -173,14 +178,18 @@ impl Means {
         Ok(())
     }
 
-    /// The pool brings its own picker. Ours stays until Envoys ask that one.
+    /// The pool brings its own picker. Ours stays until that one serves and Envoys ask it, for a while.
     async fn leave_to(&self, job: &Job, known: &Known) -> Result<Option<Duration>, Error> {
         let now = Instant::now();
-        let is_new = !self.self_hosted.lock().contains_key(&job.id);
-        let since = *self.self_hosted.lock().entry(job.id.clone()).or_insert(now);
+        let before = self.self_hosted.lock().get(&job.id).copied();
+        let is_new = before.is_none();
+        let mut goes = before.unwrap_or(now + START_MAX);
+        if job.own_is_asked || !job.named.is_there() {
+            goes = goes.min(now + MOVE);
+        }
+        self.self_hosted.lock().insert(job.id.clone(), goes);
         if is_new && !job.live.is_empty() {
-            let message =
-                "the Service that the pool names is there: its picker is used, and ours is taken away";
+            let message = "the Service that the pool names is there: its picker is used from when it serves, and ours is taken away";
             let fact =
                 Fact { severity: Severity::Normal, reason: "PickerSelfHosted", message: message.to_owned() };
             self.event(&known.subject, &fact).await?;
@@ -190,11 +199,12 @@ impl Means {
         if job.live.is_empty() {
             return Ok(None);
         }
-        let left = MOVE.saturating_sub(now - since);
+        let left = goes.saturating_duration_since(now);
         if left.is_zero() {
             self.delete_all(job, |_| true).await?;
+            return Ok(None);
         }
-        Ok(Some(left).filter(|left| !left.is_zero()))
+        Ok(Some(left.min(LOOK)))
     }
 
     async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
