@@ -8,7 +8,7 @@
 //! - Level, not edge: a reconcile compares what is there with what should be; an event only says where to look.
 //! - Nothing is written that is there already, and nothing at all before everything was listed once.
 //! - Nothing is deleted of a pool that is gone unless the API server says so, asked again; of one that brings its own picker, not before
-//!   that one serves and Envoys had time to ask it.
+//!   Envoys had time to ask that one, or it had time to start.
 
 mod concerned;
 mod events;
