@@ -27,6 +27,10 @@ use crate::rope::Rope;
 const DEALT_MAX: usize = 64;
 /// Pause after a failed accept (out of file descriptors, say): the cause needs time to go away.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// While stopping, the listener is closed when no connection has come for so long.
+const LAST_ACCEPT: Duration = Duration::from_millis(5);
+/// … and at the latest after this.
+const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 /// A TLS or HTTP/2 handshake that takes longer is given up.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How often a silent peer is asked whether it is there, and how long it may take to say so.
@@ -130,7 +134,14 @@ impl<S: Service> Server<S> {
         let workers = (0..self.settings.threads.max(1))
             .map(|number| self.start_worker(number, draining.clone(), drain))
             .collect::<io::Result<Vec<_>>>()?;
-        shutdown.run_until_cancelled(self.deal(&listener, &workers)).await;
+        shutdown.run_until_cancelled(self.accept_all(&listener, &workers)).await;
+        // Closing the listener would reset those that the kernel has accepted for us.
+        let rest = async {
+            while let Ok(Ok((stream, _))) = timeout(LAST_ACCEPT, listener.accept()).await {
+                self.deal(stream, &workers).await;
+            }
+        };
+        let _ = timeout(LAST_ACCEPTS, rest).await;
         drop(listener);
         draining.cancel();
         let mut drained = true;
@@ -143,33 +154,33 @@ impl<S: Service> Server<S> {
         Ok(drained)
     }
 
-    /// Accepts connections and gives each to the worker that has the fewest.
-    async fn deal(&self, listener: &TcpListener, workers: &[Dealt]) {
+    async fn accept_all(&self, listener: &TcpListener, workers: &[Dealt]) {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            match listener.accept().await {
+                Ok((stream, _)) => self.deal(stream, workers).await,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Relaxed)) else { return };
-            if worker.open.load(Relaxed) >= self.settings.connections_max {
-                tracing::warn!(
-                    connections_max = self.settings.connections_max,
-                    "a connection is closed: there are too many"
-                );
-                continue;
             }
-            worker.open.fetch_add(1, Relaxed);
-            let given = match stream.into_std() {
-                Ok(stream) => worker.connections.send(stream).await.is_ok(),
-                Err(_) => false,
-            };
-            if !given {
-                worker.open.fetch_sub(1, Relaxed);
-            }
+        }
+    }
+
+    /// Gives a connection to the worker that has the fewest.
+    async fn deal(&self, stream: TcpStream, workers: &[Dealt]) {
+        let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Relaxed)) else { return };
+        if worker.open.load(Relaxed) >= self.settings.connections_max {
+            let connections_max = self.settings.connections_max;
+            tracing::warn!(connections_max, "a connection is closed: there are too many");
+            return;
+        }
+        worker.open.fetch_add(1, Relaxed);
+        let given = match stream.into_std() {
+            Ok(stream) => worker.connections.send(stream).await.is_ok(),
+            Err(_) => false,
+        };
+        if !given {
+            worker.open.fetch_sub(1, Relaxed);
         }
     }
 

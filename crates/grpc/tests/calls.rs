@@ -68,7 +68,10 @@ impl House {
     }
 
     async fn client(&self) -> SendRequest<Bytes> {
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        self.client_on(TcpStream::connect(self.address).await.unwrap()).await
+    }
+
+    async fn client_on(&self, stream: TcpStream) -> SendRequest<Bytes> {
         let (client, connection) =
             h2::client::Builder::new().initial_window_size(1 << 22).handshake(stream).await.unwrap();
         self.tracker.spawn(async { drop(connection.await) });
@@ -170,4 +173,22 @@ async fn a_drain_lets_calls_end() {
     assert_eq!(timeout(PATIENCE, body.data()).await.unwrap().unwrap().unwrap(), framed(b"after"));
     assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
     assert!(timeout(PATIENCE, house.served).await.unwrap().unwrap().unwrap(), "all ended by themselves");
+}
+
+/// The kernel lets clients in before the program does: whom it let in before the end is served.
+#[tokio::test]
+async fn who_connected_before_the_end_is_served() {
+    const CLIENTS: usize = 20;
+    let house = House::new(2).await;
+    // Nothing else runs on this thread until all are in.
+    let connected = [(); CLIENTS].map(|()| std::net::TcpStream::connect(house.address).unwrap());
+    house.stop.cancel();
+    for stream in connected {
+        stream.set_nonblocking(true).unwrap();
+        let mut client = house.client_on(TcpStream::from_std(stream).unwrap()).await;
+        let (echo, status) = call(&mut client, "/test.Echo/Echo", &[framed(b"late").freeze()]).await;
+        assert_eq!((&echo[..], &status["grpc-status"]), (&framed(b"late")[..], &"0".parse().unwrap()));
+    }
+    assert!(timeout(PATIENCE, house.served).await.unwrap().unwrap().unwrap(), "all ended by themselves");
+    assert!(TcpStream::connect(house.address).await.is_err(), "and then nobody is let in");
 }
