@@ -1,7 +1,6 @@
 """Draining on SIGTERM (cli.md): who is being served is served to the end within `--drain`, nobody else is let in, and everybody is told."""
 
 import signal
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import pytest
 
 from harness.frames import Frames, Kind
 from harness.http1 import Malformed, Wire
-from harness.wait import until
+from harness.wait import is_refused, until
 
 BODY = b'{"model":"tiny","prompt":"a"}'
 STREAMED = b'{"model":"tiny","prompt":"a","stream":true}'
@@ -30,15 +29,6 @@ def door(start, upstreams):
         return start("--endpoint", server.address, *flags), server
 
     return door
-
-
-def is_refused(pointsman) -> bool:
-    host, port = pointsman.gateway.split("://")[1].split(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def readyz(pointsman) -> int:
@@ -90,7 +80,7 @@ def test_new_connections_are_refused_while_old_ones_are_served(door):
         answer = clients.submit(pointsman.client.post, "/v1/completions", content=STREAMED)
         until(lambda: server.in_flight == 1, within=5, what="one is in flight")
         pointsman.terminate()
-        until(lambda: is_refused(pointsman), within=1, what="connections are refused")
+        until(lambda: is_refused(pointsman.gateway), within=1, what="connections are refused")
         assert not answer.done(), "the old one is still served"
         assert answer.result().text.endswith("data: [DONE]\n\n")
     assert pointsman.wait(within=5) == 0
@@ -195,7 +185,7 @@ def test_a_second_signal_cuts_at_once(door):
         client.send(WHOLE_STREAMED)
         until(lambda: server.in_flight == 1, within=5, what="one is in flight")
         pointsman.terminate()
-        until(lambda: is_refused(pointsman), within=2, what="it drains")
+        until(lambda: is_refused(pointsman.gateway), within=2, what="it drains")
         pointsman.terminate(signal.SIGINT)
         pointsman.wait(within=3)
 
@@ -206,5 +196,5 @@ def test_during_the_drain_delay_connections_are_still_taken(door):
     pointsman.terminate()
     until(lambda: readyz(pointsman) == 503, within=0.5, what="readyz is 503")
     assert httpx.post(pointsman.gateway + "/v1/completions", content=BODY).status_code == 200
-    until(lambda: is_refused(pointsman), within=3, what="then they are not")
+    until(lambda: is_refused(pointsman.gateway), within=3, what="then they are not")
     assert pointsman.wait(within=5) == 0

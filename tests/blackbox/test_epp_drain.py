@@ -1,7 +1,6 @@
 """The picker's end on SIGTERM (ext-proc.md): told first, then closed, and whoever is being served is served to the end."""
 
 import signal
-import socket
 import time
 
 import grpc
@@ -10,7 +9,7 @@ import pytest
 from harness.epp import BODY, Picker
 from harness.ext_proc import ANSWER_S, BUFFERED_PARTIAL, Peer, health_request, request_body, request_headers, response_headers
 from harness.manifests import PoolFile
-from harness.wait import until
+from harness.wait import is_refused, until
 
 SOON_S = 10
 """Generous: what is waited for comes at once on an idle machine."""
@@ -28,15 +27,6 @@ def start(tmp_path, upstreams):
     yield start
     for picker in started:
         picker.close()
-
-
-def is_refused(picker: Picker) -> bool:
-    host, port = picker.grpc.split(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def test_health_says_so_at_once_and_new_streams_are_served_until_endpoints_had_time_to_leave(start):
@@ -60,7 +50,7 @@ def test_after_the_drain_delay_nobody_is_let_in_and_it_ends(start):
         stream, _ = peer.ask(BODY)
         begin = time.monotonic()
         picker.terminate()
-        until(lambda: is_refused(picker), within=1 + SOON_S, what="nobody is let in")
+        until(lambda: is_refused(picker.grpc), within=1 + SOON_S, what="nobody is let in")
         assert time.monotonic() - begin > 0.9, "not before its time"
         stream.half_close()
         stream.end()
@@ -85,7 +75,7 @@ def test_streams_that_stand_end_well_and_then_the_program_does(start):
         partial.answer("request_headers")
         whole, outcome = peer.ask(BODY)
         picker.terminate()
-        until(lambda: is_refused(picker), within=SOON_S, what="nobody is let in")
+        until(lambda: is_refused(picker.grpc), within=SOON_S, what="nobody is let in")
         assert picker.process.poll() is None
         half.send(request_body(BODY[20:]))
         assert half.answer("request_headers")
@@ -106,7 +96,7 @@ def test_an_envoy_is_told_to_open_no_more_streams(start):
     with picker.peer() as peer:
         stream, _ = peer.ask(BODY)
         picker.terminate()
-        until(lambda: is_refused(picker), within=SOON_S, what="nobody is let in")
+        until(lambda: is_refused(picker.grpc), within=SOON_S, what="nobody is let in")
 
         def refused() -> bool:
             late = peer.stream(request_headers("/v1/models", method="GET", end=True))

@@ -1,5 +1,6 @@
 """Waiting for something to become true, with a deadline."""
 
+import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -29,3 +30,13 @@ def holds(probe: Callable[[], object], *, over: float, what: str) -> None:
     while time.monotonic() < deadline:
         assert probe(), f"did not hold: {what}"
         time.sleep(0.02)
+
+
+def is_refused(address: str) -> bool:
+    """Whether nobody listens at this `host:port` or URL. A listener that closes at that moment answers with a reset."""
+    host, port = address.split("://")[-1].rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
