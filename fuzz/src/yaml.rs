@@ -65,11 +65,11 @@ impl Node {
 
 /// The documents that are not empty. None for what is no YAML to libyaml, and for what we read differently on purpose:
 /// tags, merge keys, keys that are no scalars or come twice, more values than the oracle looks at, characters that end
-/// a line in YAML 1.1 alone.
+/// a line in YAML 1.1 alone, a `?` before a word in braces or brackets (1.1: what follows is a key; 1.2: a part of it).
 ///
 /// The oracle panics where a text ends in the middle of things; then it has no say, and the fuzzer does not hear of it.
 pub(crate) fn read(text: &str) -> Option<Vec<Node>> {
-    if text.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+    if text.contains(['\u{85}', '\u{2028}', '\u{2029}']) || has_question_mark_at_word(text) {
         return None;
     }
     let fuzzers = panic::take_hook();
@@ -77,6 +77,17 @@ pub(crate) fn read(text: &str) -> Option<Vec<Node>> {
     let documents = panic::catch_unwind(|| read_documents(text));
     panic::set_hook(fuzzers);
     documents.ok().flatten()
+}
+
+/// Whether a `?` begins a word in what may be braces or brackets.
+fn has_question_mark_at_word(text: &str) -> bool {
+    let mut before = '\n';
+    text.contains(['{', '['])
+        && text.chars().zip(text.chars().skip(1)).any(|(char, next)| {
+            let begins = before.is_whitespace() || matches!(before, '{' | '[' | ',');
+            before = char;
+            char == '?' && begins && !next.is_whitespace()
+        })
 }
 
 fn read_documents(text: &str) -> Option<Vec<Node>> {

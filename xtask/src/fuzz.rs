@@ -49,7 +49,7 @@ enum Search {
 /// # Errors
 /// A lint, or a finding.
 pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
-    must_succeed(cargo(root).args(["clippy", "--quiet", "--release", "--", "-D", "warnings"]))?;
+    must_succeed(cargo(root, &["clippy", "--bins"], &host()?).args(["--", "-D", "warnings"]))?;
     search(root, None, Search::Runs(TEST_RUNS))
 }
 
@@ -120,18 +120,25 @@ fn fuzzer(programs: &Path, name: &str) -> Command {
 
 /// Builds the targets; the folder that they are in.
 fn build(root: &Path) -> anyhow::Result<PathBuf> {
-    let version = stdout_of(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
-    let mut cargo = cargo(root);
-    // With a target named, build scripts and macros are built without these flags: they link no engine.
-    cargo.env("RUSTFLAGS", COVERAGE).args(["build", "--quiet", "--release", "--bins", "--target", host]);
-    must_succeed(&mut cargo).context("the engine is C++: is g++ or clang installed?")?;
+    let host = host()?;
+    must_succeed(&mut cargo(root, &["build", "--bins"], &host))
+        .context("the engine is C++: is g++ or clang installed?")?;
     Ok(root.join("target/fuzz").join(host).join("release"))
 }
 
-/// Cargo in the workspace of the targets, which has a target folder of its own.
-fn cargo(root: &Path) -> Command {
+/// The machine's own target.
+fn host() -> anyhow::Result<String> {
+    let version = stdout_of(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    Ok(host.to_owned())
+}
+
+/// Cargo in the workspace of the targets, which has a target folder of its own. Lints and build have the same flags, so
+/// that both share what is built for this machine, the engine above all.
+fn cargo(root: &Path, command: &[&str], host: &str) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root.join("fuzz"));
+    // With a target named, build scripts and macros are built without these flags: they link no engine.
+    cargo.args(command).args(["--quiet", "--release", "--target", host]);
+    cargo.env("RUSTFLAGS", COVERAGE).current_dir(root.join("fuzz"));
     cargo
 }
