@@ -52,6 +52,11 @@ class PickedPool:
         service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": self.own_service}, "spec": {"ports": [grpc]}}
         self._namespace.apply(service)
 
+    def name_service(self, name: str) -> None:
+        """As the one of its picker."""
+        self.own_service = self.manifest["spec"]["endpointPickerRef"]["name"] = name
+        self._namespace.apply(self.manifest)
+
     def bring_picker(self) -> None:
         """That picker."""
         self.own_picker, port = self._run_picker("own", f"--secure-serving={str(self._tls).lower()}")

@@ -251,11 +251,17 @@ def test_whose_picker_it_is(house, control):
     holds(lambda: not house.made("deployment"), over=2, what="the pool's own is used")
     house.pools.kubectl("delete", "service", "epp")
     house.one()
-    until(lambda: house.events("PickerManaged"), within=MADE_S, what="the change is told")
+    (event,) = until(lambda: house.events("PickerManaged"), within=MADE_S, what="the change is told")
+    assert f"Service {house.pools.name}/epp, which is not there" in event["message"]
     house.pools.apply(service)
-    until(lambda: house.events("PickerSelfHosted"), within=MADE_S, what="that is told")
+    (event,) = until(lambda: house.events("PickerSelfHosted"), within=MADE_S, what="that is told")
+    assert f"Service {house.pools.name}/epp" in event["message"]
     until(lambda: not house.made("deployment"), within=30, what="ours is taken away")
     assert house.condition("PickerReady") == {}, "our entry goes with it"
+    house.pools.apply(pool_v1({QUEUE_TTL: "soon"}, endpointPickerRef={"name": "epp", "port": {"number": 9002}}))
+    until(lambda: house.events("InvalidAnnotation"), within=MADE_S, what="its annotations are judged all the same")
+    house.pools.apply({**service, "metadata": {"name": "other"}}, pool_v1(endpointPickerRef={"name": "other", "port": {"number": 9002}}))
+    until(lambda: len(house.events("PickerSelfHosted")) == 2, within=MADE_S, what="another Service is told, too")
     controller.close()
     controller = control("--pickers", "managed")
     house.one()

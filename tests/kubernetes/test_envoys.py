@@ -56,14 +56,16 @@ class Site:
 
     def change_pickers(self, name: str) -> None:
         """Gives Envoy the translation that asks that one, once there is that."""
-        cluster = f"pointsman/{name}/{self._of}"
-        asks = lambda translation: any(cluster in str(each) for each in translation["routes"])
-        self.ads.give(until(lambda: asks(made := self.translate()) and made, within=WITHIN_S, what=f"{name} is asked"))
-        before = self.requests(cluster)
-        until(lambda: self.requests(cluster) > before + 8, within=WITHIN_S, what=f"Envoy asks {name}")
+        self.ads.give(until(lambda: self.asks(name, made := self.translate()) and made, within=WITHIN_S, what=f"{name} is asked"))
+        before = self.requests(name)
+        until(lambda: self.requests(name) > before + 8, within=WITHIN_S, what=f"Envoy asks {name}")
 
-    def requests(self, cluster: str) -> int:
-        return self.envoy.stat(f"cluster.{cluster}.upstream_rq_total")
+    def asks(self, name: str, translation: dict) -> bool:
+        return any(f"pointsman/{name}/{self._of}" in str(each) for each in translation["routes"])
+
+    def requests(self, name: str) -> int:
+        """That Envoy has made to that picker."""
+        return self.envoy.stat(f"cluster.pointsman/{name}/{self._of}.upstream_rq_total")
 
     def ask(self) -> httpx.Response:
         return self.client.post("/v1/completions", json=BODY)
@@ -165,6 +167,31 @@ def test_a_change_of_pickers_loses_no_request(site, version, tls):
             site.pool.own_picker.close()
     assert load.outcomes.keys() == {200}, load.outcomes
     assert site.ads.refused == []
+
+
+def test_a_picker_that_the_pool_names_no_more_is_not_asked_again(site, cluster, namespace):
+    """Back at ours, the pool names a Service behind which nothing is ready: ours is asked for a while, and then it is told that it goes."""
+    site = site()
+    site.pool.bring_service(tls=True)
+    site.pool.bring_picker()
+    with Load(lambda: site.ask().status_code) as load:
+        site.change_pickers("own-picker")
+        site.pool.picker.close()
+        site.pool.name_service("nobody")
+        site.pool.start_picker()
+        site.change_pickers("picker")
+        before = site.requests("own-picker")
+        site.pool.bring_service(tls=True)
+        time.sleep(6)
+        translation = site.translate()
+        assert site.asks("picker", translation) and not site.asks("own-picker", translation)
+        site.ads.give(translation)
+        time.sleep(1)
+    assert load.outcomes.keys() == {200}, load.outcomes
+    assert site.requests("own-picker") == before
+    told = lambda: [event for event in cluster.get("events", "-n", namespace.name)["items"] if event["reason"] == "PickerNotServing"]
+    (event,) = until(told, within=25, what="it is told that ours goes")
+    assert event["type"] == "Warning" and f"Service {namespace.name}/nobody" in event["message"]
 
 
 def test_picked_endpoints_that_fail_are_passed_over(site):

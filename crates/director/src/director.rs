@@ -272,5 +272,5 @@ pub fn random_seed() -> u64 {
 }
 
 fn no_pool() -> Refusal {
-    Refusal::new(Reason::NoEndpoint, "no InferencePool is declared now")
+    Refusal::new(Reason::NoEndpoint, "no InferencePool is known now")
 }

@@ -36,6 +36,17 @@ pub enum PickerOwner {
     Pool,
 }
 
+/// Whether the picker that a pool is to have serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// It does.
+    Yes,
+    /// Not yet: another is asked meanwhile, by namespace and name of its Service.
+    Meanwhile(String),
+    /// It does not, and no other does.
+    No,
+}
+
 /// What a translation needs to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
@@ -54,6 +65,8 @@ pub struct KnownPool {
     pub pool: StampedPool,
     /// Whose picker is asked.
     pub picker: PickerOwner,
+    /// Whether that is the one that it is to have.
+    pub serving: Serving,
 }
 
 impl Known {

@@ -25,7 +25,7 @@ mod translate;
 mod xds;
 
 pub use known::{
-    Address, Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, picker_name, pool_name,
+    Address, Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, Serving, picker_name, pool_name,
 };
 pub use service::ExtensionServer;
 pub use stamp::StampedPool;

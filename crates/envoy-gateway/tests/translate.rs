@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use envoy_gateway::{
-    Backend, Known, KnownPool, PickerOwner, RouteName, Setting, StampedPool, Translated, Translation,
-    translate,
+    Backend, Known, KnownPool, PickerOwner, RouteName, Serving, Setting, StampedPool, Translated,
+    Translation, translate,
 };
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy};
@@ -62,7 +62,7 @@ fn known_pool(name: &str, picker: PickerOwner) -> (PoolId, KnownPool) {
         fail_open: fails_open,
         h2c: !fails_open,
     };
-    (pool.id(), KnownPool { pool, picker })
+    (pool.id(), KnownPool { pool, picker, serving: Serving::Yes })
 }
 
 fn translated(known: &Known) -> Translated {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_gateway::PickerOwner;
+use envoy_gateway::{PickerOwner, Serving};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -108,6 +108,8 @@ pub struct Controller {
     bound: BTreeMap<Key, BTreeSet<PoolId>>,
     /// What Envoy Gateway is answered by.
     known: watch::Receiver<Arc<envoy_gateway::Known>>,
+    /// … as it was when pools were looked at for it.
+    looked_at: Arc<envoy_gateway::Known>,
     /// The picker of the installation, and whether it is ready.
     shared: Option<Collection<Deployment, bool>>,
     /// To be done.
@@ -177,6 +179,7 @@ impl Controller {
             Collection::new(format!("the Deployment {}", shared::NAME), api, this_one, is_ready)
         });
         Controller {
+            looked_at: Arc::default(),
             known,
             shared,
             pickers: settings.pickers,
@@ -352,11 +355,14 @@ impl Controller {
         let brings_picker = self.pickers.brings_its_own(named.is_there());
         let shared_is_ready =
             self.shared.as_ref().is_some_and(|shared| shared.objects().values().any(|ready| *ready));
+        let known = self.known.borrow();
+        let standing = known.pools.get(id);
         Job {
             id: id.clone(),
             shadowed,
             live: live.collect(),
-            own_is_asked: self.known.borrow().pools.get(id).is_some_and(|it| it.picker == PickerOwner::Pool),
+            own_is_asked: standing.is_some_and(|it| it.picker == PickerOwner::Pool),
+            serving: standing.map_or(Serving::No, |it| it.serving.clone()),
             brings_picker,
             named,
             gateways: self.gateways_of(id),

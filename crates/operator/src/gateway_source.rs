@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_gateway::{
-    Address, Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, StampedPool, picker_name,
+    Address, Backend, Endpoints, Known, KnownPool, PickerOwner, RouteName, Serving, StampedPool, picker_name,
     pool_name,
 };
 use k8s_openapi::api::core::v1::Service;
@@ -276,10 +276,12 @@ impl GatewaySource {
             named.as_ref().is_some_and(|(service, _)| self.ports(&id.namespace, service).is_some());
         let wanted =
             if self.pickers.brings_its_own(is_there) { PickerOwner::Pool } else { PickerOwner::Ours };
+        let asked = self.known.pools.get(id).map(|known| known.picker);
+        let named_serves = named.as_ref().is_some_and(|named| !own(named).is_empty());
         let before = self.brought.get(id);
         let brought = match (wanted, before) {
             (PickerOwner::Pool, Some(before))
-                if named.as_ref().is_none_or(|named| own(named).is_empty()) && !own(before).is_empty() =>
+                if asked == Some(PickerOwner::Pool) && !named_serves && !own(before).is_empty() =>
             {
                 Some(before.clone())
             }
@@ -299,16 +301,25 @@ impl GatewaySource {
             PickerOwner::Ours => !ours.is_empty(),
             PickerOwner::Pool => !own.is_empty(),
         };
-        let picker = match self.known.pools.get(id).map(|known| known.picker) {
+        let picker = match asked {
             Some(asked) if !serves(wanted) && serves(asked) => asked,
             // Nobody remembers who was asked, and ours is there.
             None if !serves(wanted) && serves(PickerOwner::Ours) => PickerOwner::Ours,
             _ => wanted,
         };
+        let wanted_serves = if wanted == PickerOwner::Pool { named_serves } else { serves(wanted) };
+        let serving = match (picker, &brought) {
+            _ if wanted_serves => Serving::Yes,
+            _ if !serves(picker) => Serving::No,
+            (PickerOwner::Pool, Some((service, _))) => {
+                Serving::Meanwhile(format!("{}/{service}", id.namespace))
+            }
+            _ => Serving::Meanwhile(format!("{}/{}", self.gateway_namespace, names::picker(id))),
+        };
         if let Some(brought) = brought {
             self.brought.insert(id.clone(), brought);
         }
-        self.known.pools.insert(id.clone(), KnownPool { pool: StampedPool::from(pool), picker });
+        self.known.pools.insert(id.clone(), KnownPool { pool: StampedPool::from(pool), picker, serving });
         self.endpoints.insert(picker_name(id, PickerOwner::Ours), ours);
         self.endpoints.insert(picker_name(id, PickerOwner::Pool), own);
     }

@@ -23,6 +23,7 @@ pub(crate) const GATHER: Duration = Duration::from_millis(50);
 /// Where a picker on Kubernetes learns of its pool.
 pub struct PoolSource {
     id: PoolId,
+    version: PoolVersion,
     client: Client,
     pools: Collection<DynamicObject, Manifest>,
     /// With the selector; none until the pool says whose pods.
@@ -40,7 +41,14 @@ impl PoolSource {
         let pools = collection(&client, &id, &resources::pools(version), this_one);
         let related = resources::related()
             .map(|resource| collection(&client, &id, &resource, watcher::Config::default()));
-        Self { id, client, pools, pods: None, related, told: BTreeSet::new() }
+        Self { id, version, client, pools, pods: None, related, told: BTreeSet::new() }
+    }
+
+    /// Which pool that is, in words.
+    #[must_use]
+    pub fn pool_in_words(&self) -> String {
+        let ApiResource { kind, api_version, .. } = resources::pools(self.version);
+        format!("the {kind} {} of {api_version}", self.id)
     }
 
     /// Takes the pool in force as it is, and each change of it, for ever. `known` tells whether the pool is in service.

@@ -100,12 +100,13 @@ impl House {
                 house.beside(files.watch(director));
             }
             Source::Cluster(pool) => {
+                let which = pool.pool_in_words();
                 house.beside(pool.run(director, tell_known));
-                house.until_known().await;
+                house.until_known(&which).await;
             }
             Source::AllOfCluster(pools) => {
                 house.beside(pools.run(director, tell_known));
-                house.until_known().await;
+                house.until_known("InferencePools").await;
             }
         }
         let pools = house.director.pools();
@@ -115,10 +116,10 @@ impl House {
     }
 
     /// Waits for the cluster to tell of the pool; not for ever: who is asked before that says why nobody can serve.
-    async fn until_known(&mut self) {
+    async fn until_known(&mut self, which: &str) {
         let known = self.known.wait_for(|known| *known);
         if timeout(KNOWN_MAX, known).await.is_err() {
-            tracing::warn!("nothing is known of InferencePools yet: requests are refused until it is");
+            tracing::warn!("nothing is known of {which} yet: requests are refused until it is");
         }
     }
 

@@ -115,7 +115,7 @@ definitions! {
     CONTROLLER_PENDING = Gauge "pointsman_controller_pending" [] "Pools that are to be looked at";
     CONTROLLER_FAILING = Gauge "pointsman_controller_failing" [] "Pools whose picker, or whose models' status, could not be made what it should be: tried again, the log says why";
     CONTROLLER_WATCHES_FAILING = Gauge "pointsman_controller_watches_failing" [] "Kinds that cannot be read now: the API server is away, or denies them; what was known of them stays in force";
-    CONTROLLER_RECONCILES = Counter "pointsman_controller_reconciles_total" ["of", "outcome"] "Looks at a pool: at its `picker` or its `models`, `done` or `failed`";
+    CONTROLLER_RECONCILES = Counter "pointsman_controller_reconciles_total" ["of", "outcome"] "Looks at a pool, at its `picker` or its `models`, or at a `gateway` of which Envoy Gateway may have to be told; `done` or `failed`";
     CONTROLLER_RECONCILE_DURATION = Histogram "pointsman_controller_reconcile_duration_seconds" [] "Time of one look at a pool";
     CONTROLLER_WRITES = Counter "pointsman_controller_writes_total" ["kind"] "Objects that were written, by kind; `Status` and `Event` beside them";
 }

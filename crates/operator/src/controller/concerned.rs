@@ -1,5 +1,8 @@
 //! Whom an event concerns: which pools and Gateways are to be looked at for it.
 
+use std::sync::Arc;
+
+use envoy_gateway::KnownPool;
 use futures_util::stream::{StreamExt as _, select_all};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::DynamicObject;
@@ -13,8 +16,8 @@ use crate::watch::{Change, Collection, Key};
 /// Whom an event concerns.
 enum Concerned {
     Nobody,
-    /// All Gateways.
-    Gateways,
+    /// All Gateways, and the pools whose picker serves now or does no more.
+    Known,
     /// The InferenceModels of that namespace.
     Models(String),
     Pool(Option<PoolId>),
@@ -68,7 +71,7 @@ impl Controller {
                 Change::Gone(..) | Change::Any => (Concerned::Nobody, true),
                 Change::Nothing => (Concerned::Nobody, false),
             },
-            Ok(()) = known.changed() => (Concerned::Gateways, false),
+            Ok(()) = known.changed() => (Concerned::Known, false),
             change = changed(shared) => (Concerned::Nobody, change != Change::Nothing),
             Some(change) = own.next() => match change {
                 Change::Set(key) => (Concerned::Owner(key), false),
@@ -83,9 +86,17 @@ impl Controller {
         }
         let ids: Vec<PoolId> = match concerned {
             Concerned::Nobody => Vec::new(),
-            Concerned::Gateways => {
+            Concerned::Known => {
                 let all = self.gateways.objects().keys().cloned().map(Work::Gateway);
-                return self.marked.extend(all);
+                self.marked.extend(all);
+                let now = Arc::clone(&self.known.borrow_and_update());
+                let before = std::mem::replace(&mut self.looked_at, Arc::clone(&now));
+                let standing = |known: &KnownPool| (known.picker, known.serving.clone());
+                let differs = |(id, known): &(&PoolId, &KnownPool)| {
+                    before.pools.get(*id).map(standing) != Some(standing(known))
+                };
+                let pools = now.pools.iter().filter(differs);
+                return self.marked.extend(pools.map(|(id, _)| Work::Picker(id.clone())));
             }
             Concerned::Models(namespace) => {
                 let pools: Vec<_> =

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use envoy_gateway::{REVISION, RouteName};
+use envoy_gateway::{REVISION, RouteName, Serving};
 use kube::Error;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use pool::{InferencePool, PickerRef, PoolId};
@@ -169,20 +169,30 @@ fn references(job: &Job, pool: &InferencePool) -> Condition {
         (Named::WithoutPort(ports), Some(picker)) if job.brings_picker => (
             false,
             format!(
-                "the Service {namespace}/{} that it names as its endpoint picker has no port {}; it has {ports:?}",
+                "the Service {namespace}/{} that it names as its endpoint picker has no port {}; it has {ports:?}{}",
                 picker.name,
-                picker.port()
+                picker.port(),
+                meanwhile(job)
             ),
         ),
         (_, Some(picker)) if job.brings_picker => {
-            let until = if job.own_is_asked { "" } else { ", which serves nobody yet" };
-            (true, format!("its endpoint picker is the Service {namespace}/{}{until}", picker.name))
+            let name = &picker.name;
+            (true, format!("its endpoint picker is the Service {namespace}/{name}{}", meanwhile(job)))
         }
         (_, None) if job.brings_picker => (true, "it names no endpoint picker".to_owned()),
         _ => (true, "its picker is made by Pointsman".to_owned()),
     };
     let reason = if holds { "ResolvedRefs" } else { "InvalidExtensionRef" };
     Condition { kind: "ResolvedRefs", holds, reason, message }
+}
+
+/// Who is asked where a pool's own picker does not serve.
+fn meanwhile(job: &Job) -> String {
+    match &job.serving {
+        Serving::Yes => String::new(),
+        Serving::Meanwhile(service) => format!("; it serves nobody yet, and the Service {service} is asked"),
+        Serving::No => "; it serves nobody".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -195,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_reference_that_cannot_be_used_is_told_with_what_is_there() {
-        let told = |kind: &str, named: Named, brings_picker: bool| {
+        let told_while = |kind: &str, named: Named, brings_picker: bool, serving: Serving| {
             let text = format!(
                 "{{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {{name: p, namespace: ns}}, \
                  spec: {{selector: {{matchLabels: {{a: b}}}}, targetPorts: [{{number: 1}}], \
@@ -209,6 +219,7 @@ mod tests {
                 live: BTreeMap::new(),
                 brings_picker,
                 own_is_asked: brings_picker,
+                serving,
                 named,
                 gateways: BTreeMap::new(),
                 shared_is_ready: false,
@@ -216,9 +227,22 @@ mod tests {
             let condition = references(&job, &pool);
             (condition.holds, condition.message)
         };
+        let told = |kind: &str, named, brings_picker| told_while(kind, named, brings_picker, Serving::Yes);
         let not = |message: &str| (false, message.to_owned());
         let yes = |message: &str| (true, message.to_owned());
         assert_eq!(told("Service", Named::Service, true), yes("its endpoint picker is the Service ns/s"));
+        assert_eq!(
+            told_while("Service", Named::Service, true, Serving::Meanwhile("ns/former".to_owned())),
+            yes(
+                "its endpoint picker is the Service ns/s; it serves nobody yet, and the Service ns/former is asked"
+            )
+        );
+        assert_eq!(
+            told_while("Service", Named::WithoutPort(vec![80]), true, Serving::No),
+            not(
+                "the Service ns/s that it names as its endpoint picker has no port 9; it has [80]; it serves nobody"
+            )
+        );
         assert_eq!(told("Service", Named::Missing, false), yes("its picker is made by Pointsman"));
         assert_eq!(
             told("Service", Named::Missing, true),

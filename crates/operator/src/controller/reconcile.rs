@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_gateway::Serving;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, ValidationDirective,
 };
 use kube::{Client, Error};
 use parking_lot::Mutex;
-use pool::{FaultKind, InferencePool, PoolId, PoolPolicy, PoolVersion};
+use pool::{FaultKind, InferencePool, PickerRef, PoolId, PoolPolicy, PoolVersion};
 use serde_json::{Value, json};
 use telemetry::ControllerMetrics;
 use tokio::time::Instant;
@@ -46,8 +47,17 @@ pub(super) struct Means {
     told: Mutex<HashMap<PoolId, BTreeSet<Fact>>>,
     /// Of each pool the overlay that was in force last, by its name.
     pub(super) good: Mutex<HashMap<PoolId, (String, Overlay)>>,
-    /// Pools that brought their own picker when they were looked at last, and when ours goes.
-    self_hosted: Mutex<HashMap<PoolId, Instant>>,
+    /// Pools that brought their own picker when they were looked at last.
+    self_hosted: Mutex<HashMap<PoolId, SelfHosted>>,
+}
+
+/// A pool that brings its own picker.
+#[derive(Clone)]
+struct SelfHosted {
+    /// The name of its Service; none where it names none.
+    service: Option<String>,
+    /// When ours goes.
+    goes: Instant,
 }
 
 /// A pool as the API server has it.
@@ -72,6 +82,8 @@ pub(super) struct Job {
     pub(super) brings_picker: bool,
     /// … and it is asked: it serves, or ours does not.
     pub(super) own_is_asked: bool,
+    /// Whether the picker that it is to have serves.
+    pub(super) serving: Serving,
     pub(super) named: Named,
     /// The Gateways of Envoy Gateway by which HTTPRoutes lead to the pool, each with whether it took one.
     pub(super) gateways: BTreeMap<Key, Bound>,
@@ -128,7 +140,7 @@ impl Means {
             self.say(shadowed, &[]).await?;
         }
         let outcome = if job.brings_picker {
-            self.leave_to(job, known).await
+            self.leave_to(job, known, &mut facts).await
         } else {
             self.make(job, known, &mut facts).await.map(|()| None)
         };
@@ -179,42 +191,73 @@ impl Means {
     }
 
     /// The pool brings its own picker. Ours stays until that one serves and Envoys ask it, for a while.
-    async fn leave_to(&self, job: &Job, known: &Known) -> Result<Option<Duration>, Error> {
+    async fn leave_to(
+        &self,
+        job: &Job,
+        known: &Known,
+        facts: &mut BTreeSet<Fact>,
+    ) -> Result<Option<Duration>, Error> {
         let now = Instant::now();
-        let before = self.self_hosted.lock().get(&job.id).copied();
-        let is_new = before.is_none();
-        let mut goes = before.unwrap_or(now + START_MAX);
+        let before = self.self_hosted.lock().get(&job.id).cloned();
+        let service = known.pool.picker.as_ref().map(|picker| picker.name.clone());
+        let changed = match &before {
+            None => !job.live.is_empty(),
+            Some(before) => before.service != service,
+        };
+        let mut goes = before.map_or(now + START_MAX, |before| before.goes);
         if job.own_is_asked || !job.named.is_there() {
             goes = goes.min(now + MOVE);
         }
-        self.self_hosted.lock().insert(job.id.clone(), goes);
-        if is_new && !job.live.is_empty() {
-            let message = "the Service that the pool names is there: its picker is used from when it serves, and ours is taken away";
-            let fact =
-                Fact { severity: Severity::Normal, reason: "PickerSelfHosted", message: message.to_owned() };
-            self.event(&known.subject, &fact).await?;
-            tracing::info!(pool = %job.id, "{message}");
+        self.self_hosted.lock().insert(job.id.clone(), SelfHosted { service, goes });
+        if changed {
+            let message = format!("{}: that one is asked from when it serves", named_as(&known.pool));
+            self.tell_change(job, known, "PickerSelfHosted", message).await?;
         }
+        let resolved = PoolPolicy::resolve(&known.pool.annotations, None);
+        self.judge_settings(known, &resolved.faults, facts).await?;
         self.say(known, &gateways::entries(job, &known.pool)).await?;
         if job.live.is_empty() {
             return Ok(None);
         }
         let left = goes.saturating_duration_since(now);
-        if left.is_zero() {
-            self.delete_all(job, |_| true).await?;
-            return Ok(None);
+        if !left.is_zero() {
+            return Ok(Some(left.min(LOOK)));
         }
-        Ok(Some(left.min(LOOK)))
+        if job.serving != Serving::Yes {
+            let message = format!(
+                "{}, behind which nothing is ready: Pointsman's picker is taken away all the same; give the Service's pods a \
+                 readinessProbe that they pass, or delete the Service to have Pointsman's picker back",
+                named_as(&known.pool)
+            );
+            let fact = Fact { severity: Severity::Warning, reason: "PickerNotServing", message };
+            self.event(&known.subject, &fact).await?;
+            tracing::warn!(pool = %job.id, "{}", fact.message);
+        }
+        self.delete_all(job, |_| true).await?;
+        Ok(None)
+    }
+
+    async fn tell_change(
+        &self,
+        job: &Job,
+        known: &Known,
+        reason: &'static str,
+        message: String,
+    ) -> Result<(), Error> {
+        tracing::info!(pool = %job.id, "{message}");
+        self.event(&known.subject, &Fact { severity: Severity::Normal, reason, message }).await
     }
 
     async fn make(&self, job: &Job, known: &Known, facts: &mut BTreeSet<Fact>) -> Result<(), Error> {
         let pool = &known.pool;
         if self.self_hosted.lock().contains_key(&job.id) {
-            let message =
-                "the Service that the pool names is not there any more: a picker of Pointsman's is made";
-            let fact =
-                Fact { severity: Severity::Normal, reason: "PickerManaged", message: message.to_owned() };
-            self.event(&known.subject, &fact).await?;
+            let why = match job.named {
+                Named::Missing => ", which is not there",
+                Named::NoService => ", which is no Service",
+                _ => "",
+            };
+            let message = format!("{}{why}: a picker of Pointsman's is made", named_as(pool));
+            self.tell_change(job, known, "PickerManaged", message).await?;
             self.self_hosted.lock().remove(&job.id);
         }
         let resolved = PoolPolicy::resolve(&pool.annotations, None);
@@ -375,6 +418,16 @@ impl Means {
 
     fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+}
+
+/// What a pool names as its picker, in words.
+fn named_as(pool: &InferencePool) -> String {
+    match &pool.picker {
+        Some(PickerRef { kind, name, .. }) => {
+            format!("its endpoint picker is the {kind} {}/{name}", pool.id.namespace)
+        }
+        None => "it names no endpoint picker".to_owned(),
     }
 }
 

@@ -149,7 +149,7 @@ impl Means {
                 (true, "NoOverlay", "the picker has its default shape".to_owned(), None)
             }
             Shape::Reshaped(_) => {
-                (true, "Applied", "the picker has the shape of its overlay".to_owned(), None)
+                (true, "Applied", "the picker's objects have the shape of its overlay; kubectl rollout status tells of its pods".to_owned(), None)
             }
             Shape::Missing(name) => {
                 let id = &known.pool.id.namespace;
