@@ -45,11 +45,11 @@ class PickedPool:
         (name,) = [each["name"] for each in service["spec"]["ports"] if each["port"] == 9002]
         self._gateways.apply(endpoint_slice(service["metadata"]["name"], name, port))
 
-    def bring_service(self, *, tls: bool) -> None:
-        """The Service that the pool names: of a picker of its own, which speaks TLS or does not."""
+    def bring_service(self, name: str | None = None, *, tls: bool) -> None:
+        """The Service that the pool names, or will: of a picker of its own, which speaks TLS or does not."""
         self._tls = tls
         grpc = {"port": 9002, "name": "grpc", **({} if tls else {"appProtocol": "kubernetes.io/h2c"})}
-        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": self.own_service}, "spec": {"ports": [grpc]}}
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name or self.own_service}, "spec": {"ports": [grpc]}}
         self._namespace.apply(service)
 
     def name_service(self, name: str) -> None:

@@ -262,6 +262,7 @@ def test_whose_picker_it_is(house, control):
     until(lambda: house.events("InvalidAnnotation"), within=MADE_S, what="its annotations are judged all the same")
     house.pools.apply({**service, "metadata": {"name": "other"}}, pool_v1(endpointPickerRef={"name": "other", "port": {"number": 9002}}))
     until(lambda: len(house.events("PickerSelfHosted")) == 2, within=MADE_S, what="another Service is told, too")
+    house.pools.apply(pool)
     controller.close()
     controller = control("--pickers", "managed")
     house.one()

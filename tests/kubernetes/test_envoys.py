@@ -189,9 +189,29 @@ def test_a_picker_that_the_pool_names_no_more_is_not_asked_again(site, cluster, 
         time.sleep(1)
     assert load.outcomes.keys() == {200}, load.outcomes
     assert site.requests("own-picker") == before
-    told = lambda: [event for event in cluster.get("events", "-n", namespace.name)["items"] if event["reason"] == "PickerNotServing"]
-    (event,) = until(told, within=25, what="it is told that ours goes")
+    (event,) = until(lambda: not_serving(cluster, namespace), within=25, what="it is told that ours is gone")
     assert event["type"] == "Warning" and f"Service {namespace.name}/nobody" in event["message"]
+
+
+def test_the_picker_that_a_pool_brought_stands_in_for_its_next_for_a_while(site, cluster, namespace):
+    site = site()
+    first = site.pool.own_service
+    site.pool.bring_service(tls=True)
+    site.pool.bring_picker()
+    with Load(lambda: site.ask().status_code) as load:
+        site.change_pickers("own-picker")
+        site.pool.bring_service("nobody", tls=True)
+        site.pool.name_service("nobody")
+        time.sleep(10)
+        assert load.outcomes.keys() == {200}, load.outcomes
+        until(lambda: not_serving(cluster, namespace), within=20, what="it is told")
+        until(lambda: site.ask().status_code == 500, within=5, what="nobody picks")
+    site.pool.name_service(first)
+    until(lambda: site.ask().status_code == 200, within=5, what="that one is asked again")
+
+
+def not_serving(cluster, namespace) -> list[dict]:
+    return [event for event in cluster.get("events", "-n", namespace.name)["items"] if event["reason"] == "PickerNotServing"]
 
 
 def test_picked_endpoints_that_fail_are_passed_over(site):

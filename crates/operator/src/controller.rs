@@ -54,6 +54,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// How long after a change Envoy Gateway is woken: it may ask any replica, and the others hear of the change a little later.
 const WAKE_AFTER: Duration = Duration::from_millis(300);
+/// How long the picker that a pool had is asked in place of its own, which serves nobody yet.
+pub(crate) const START_MAX: Duration = Duration::from_secs(20);
 const OURS: &str = "app.kubernetes.io/managed-by=pointsman-controller";
 
 /// Whose picker a pool has.

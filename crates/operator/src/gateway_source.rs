@@ -24,7 +24,7 @@ use pool::{InferencePool, Manifest, Pod, PoolId, PoolVersion};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::controller::Pickers;
+use crate::controller::{Pickers, START_MAX};
 use crate::http_route::HttpRoute;
 use crate::pods::{Labelled, PodObject, read_labelled};
 use crate::pool_source::{GATHER, read, wait_until};
@@ -34,6 +34,8 @@ use crate::watch::{Change, Collection, Key};
 
 /// Where pickers of ours serve.
 const PICKER_PORT: u16 = 9002;
+/// HTTPRoutes that change within this are taken in together: Envoy Gateway sees them when we do, and asks at once.
+const ROUTES_GATHER: Duration = Duration::from_millis(5);
 /// How long it is known what an HTTPRoute was before: Envoy Gateway, when it is busy, takes seconds.
 const FORMER_MAX: Duration = Duration::from_secs(60);
 /// The label by which slices name their Service.
@@ -56,6 +58,8 @@ pub struct GatewaySource {
     selected: BTreeMap<PoolId, BTreeSet<String>>,
     /// Of each pool that brings its own picker, or did, the Service that is asked and its port.
     brought: BTreeMap<PoolId, (String, u16)>,
+    /// Of each pool that names another Service than that, until when it is asked.
+    leaves: BTreeMap<PoolId, Instant>,
     known: Known,
     /// Since when each of what was known of HTTPRoutes is no longer so.
     former: BTreeMap<RouteName, Instant>,
@@ -120,6 +124,7 @@ impl GatewaySource {
             marked: BTreeSet::new(),
             selected: BTreeMap::new(),
             brought: BTreeMap::new(),
+            leaves: BTreeMap::new(),
             known: Known::default(),
             former: BTreeMap::new(),
             endpoints: Endpoints::new(),
@@ -150,8 +155,11 @@ impl GatewaySource {
                     Change::Any => Concerned::All,
                     Change::Nothing => Concerned::Nobody,
                 },
-                () = wait_until(due) => {
+                () = wait_until(due.into_iter().chain(self.leaves.values().copied()).min()) => {
                     due = None;
+                    let now = Instant::now();
+                    let left = self.leaves.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone());
+                    self.marked.extend(left);
                     if self.is_ready() {
                         self.take_in();
                         publish(&known, &self.known);
@@ -161,10 +169,13 @@ impl GatewaySource {
                     continue;
                 }
             };
-            if !matches!(change, Concerned::Nobody) {
-                self.mark(change);
-                due = due.or_else(|| Some(Instant::now() + GATHER));
-            }
+            let gather = match change {
+                Concerned::Nobody => continue,
+                Concerned::Routes => ROUTES_GATHER,
+                _ => GATHER,
+            };
+            self.mark(change);
+            due = due.into_iter().chain([Instant::now() + gather]).min();
         }
     }
 
@@ -245,6 +256,7 @@ impl GatewaySource {
                     self.selected.remove(&id);
                     self.known.pools.remove(&id);
                     self.brought.remove(&id);
+                    self.leaves.remove(&id);
                     self.endpoints.remove(&pool_name(&id));
                     for owner in [PickerOwner::Ours, PickerOwner::Pool] {
                         self.endpoints.remove(&picker_name(&id, owner));
@@ -265,7 +277,7 @@ impl GatewaySource {
     }
 
     /// Whose picker is asked, and where both are. It is the one that was asked while the other serves nobody yet and it still does: what is
-    /// made takes seconds to start. So it is where a pool that brings its own names another Service.
+    /// made takes seconds to start. So it is where a pool that brings its own names another Service, for a while.
     fn take_in_pickers(&mut self, pool: &InferencePool) {
         let id = &pool.id;
         let ours = self.behind(&self.gateway_namespace, &names::picker(id), PICKER_PORT);
@@ -279,12 +291,15 @@ impl GatewaySource {
         let asked = self.known.pools.get(id).map(|known| known.picker);
         let named_serves = named.as_ref().is_some_and(|named| !own(named).is_empty());
         let before = self.brought.get(id);
+        let leaves = before.filter(|before| {
+            let is_asked = wanted == PickerOwner::Pool && asked == Some(PickerOwner::Pool);
+            is_asked && !named_serves && named.as_ref() != Some(*before) && !own(before).is_empty()
+        });
+        let now = Instant::now();
+        let until = leaves.map(|_| self.leaves.get(id).copied().unwrap_or(now + START_MAX));
+        let until = until.filter(|until| now < *until);
         let brought = match (wanted, before) {
-            (PickerOwner::Pool, Some(before))
-                if asked == Some(PickerOwner::Pool) && !named_serves && !own(before).is_empty() =>
-            {
-                Some(before.clone())
-            }
+            (PickerOwner::Pool, Some(before)) if until.is_some() => Some(before.clone()),
             (PickerOwner::Pool, _) => named,
             (PickerOwner::Ours, before) => before.cloned(),
         };
@@ -316,9 +331,14 @@ impl GatewaySource {
             }
             _ => Serving::Meanwhile(format!("{}/{}", self.gateway_namespace, names::picker(id))),
         };
-        if let Some(brought) = brought {
-            self.brought.insert(id.clone(), brought);
-        }
+        match until {
+            Some(until) => self.leaves.insert(id.clone(), until),
+            None => self.leaves.remove(id),
+        };
+        match brought {
+            Some(brought) => self.brought.insert(id.clone(), brought),
+            None => self.brought.remove(id),
+        };
         self.known.pools.insert(id.clone(), KnownPool { pool: StampedPool::from(pool), picker, serving });
         self.endpoints.insert(picker_name(id, PickerOwner::Ours), ours);
         self.endpoints.insert(picker_name(id, PickerOwner::Pool), own);

@@ -49,13 +49,15 @@ impl HttpRoute {
         if rules.iter().flatten().all(|backend| backend.pool.is_none()) {
             return None;
         }
-        let named = |reference: &Value| gateway(reference, &own);
-        let named: BTreeSet<Key> =
-            spec["parentRefs"].as_array().into_iter().flatten().filter_map(named).collect();
+        // Envoy Gateway leaves what it said of a `parentRef` that is no longer there.
+        let named = spec["parentRefs"].as_array().into_iter().flatten();
+        let named: BTreeSet<Listeners> = named.filter_map(|it| listeners(it, &own)).collect();
         let parents = route.data["status"]["parents"].as_array();
         let judged = parents.into_iter().flatten().filter(|parent| parent["controllerName"] == ENVOY_GATEWAY);
-        let judged = judged.filter_map(|parent| read_parent(parent, &own));
-        Some(HttpRoute { rules, parents: judged.filter(|parent| named.contains(&parent.gateway)).collect() })
+        let judged = judged.filter(|parent| {
+            listeners(&parent["parentRef"], &own).is_some_and(|judged| named.contains(&judged))
+        });
+        Some(HttpRoute { rules, parents: judged.filter_map(|parent| read_parent(parent, &own)).collect() })
     }
 
     /// The pools that it names.
@@ -73,6 +75,14 @@ fn read_backend(backend: &Value, own: &str) -> Backend {
         pool: is_pool.then(|| PoolId::new(namespace, backend["name"].as_str().unwrap_or_default())),
         weight: backend["weight"].as_u64().map_or(1, |weight| u32::try_from(weight).unwrap_or(u32::MAX)),
     }
+}
+
+/// A Gateway, and of its listeners the name and the port, where a `parentRef` says them.
+type Listeners = (Key, Option<String>, Option<u64>);
+
+fn listeners(reference: &Value, own: &str) -> Option<Listeners> {
+    let section = reference["sectionName"].as_str().map(str::to_owned);
+    Some((gateway(reference, own)?, section, reference["port"].as_u64()))
 }
 
 /// The Gateway that a `parentRef` means; none where it means something else.
@@ -118,6 +128,7 @@ mod tests {
             {"controllerName":"gateway.envoyproxy.io/gatewayclass-controller","parentRef":{"name":"gw"},"conditions":[
               {"type":"Accepted","status":"True"},{"type":"ResolvedRefs","status":"False","reason":"BackendNotFound,RefNotPermitted"}]},
             {"controllerName":"gateway.envoyproxy.io/gatewayclass-controller","parentRef":{"name":"gone"},"conditions":[{"type":"Accepted","status":"True"}]},
+            {"controllerName":"gateway.envoyproxy.io/gatewayclass-controller","parentRef":{"name":"gw","sectionName":"former"},"conditions":[{"type":"Accepted","status":"True"}]},
             {"controllerName":"another.io/controller","parentRef":{"name":"other","namespace":"b"},"conditions":[{"type":"Accepted","status":"True"}]}]}}"#,
         )
         .unwrap();

@@ -190,7 +190,9 @@ fn references(job: &Job, pool: &InferencePool) -> Condition {
 fn meanwhile(job: &Job) -> String {
     match &job.serving {
         Serving::Yes => String::new(),
-        Serving::Meanwhile(service) => format!("; it serves nobody yet, and the Service {service} is asked"),
+        Serving::Meanwhile(service) => {
+            format!("; it serves nobody yet, and the Service {service} is asked, for 20 s at most")
+        }
         Serving::No => "; it serves nobody".to_owned(),
     }
 }
@@ -234,7 +236,7 @@ mod tests {
         assert_eq!(
             told_while("Service", Named::Service, true, Serving::Meanwhile("ns/former".to_owned())),
             yes(
-                "its endpoint picker is the Service ns/s; it serves nobody yet, and the Service ns/former is asked"
+                "its endpoint picker is the Service ns/s; it serves nobody yet, and the Service ns/former is asked, for 20 s at most"
             )
         );
         assert_eq!(

@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use telemetry::ControllerMetrics;
 use tokio::time::Instant;
 
-use super::Settings;
 use super::events::{self, Fact, Severity, Subject};
 use super::gateways::{self, Bound};
 use super::live::{Kind, Live, covers};
 use super::shape::Shape;
 use super::status::{self, Condition, Entry, Parent};
+use super::{START_MAX, Settings};
 use crate::overlay::Overlay;
 use crate::render::{self, PickerObjects, names, shared};
 use crate::resources;
@@ -33,8 +33,7 @@ const APPLIED: &str = "pointsman.dev/applied";
 const EVENTS_MAX: usize = 16;
 /// From when a pool's own picker is asked until ours goes. Envoy Gateway and its Envoys take about a second for it.
 const MOVE: Duration = Duration::from_secs(3);
-/// How long ours stays for a pool's own picker to serve, and how often that is looked at.
-const START_MAX: Duration = Duration::from_secs(20);
+/// How often it is looked at whether that time has come.
 const LOOK: Duration = Duration::from_secs(1);
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
@@ -58,6 +57,8 @@ struct SelfHosted {
     service: Option<String>,
     /// When ours goes.
     goes: Instant,
+    /// Whether it served.
+    serving: Serving,
 }
 
 /// A pool as the API server has it.
@@ -204,14 +205,26 @@ impl Means {
             None => !job.live.is_empty(),
             Some(before) => before.service != service,
         };
+        let fails =
+            job.serving == Serving::No && before.as_ref().is_some_and(|before| before.serving != Serving::No);
         let mut goes = before.map_or(now + START_MAX, |before| before.goes);
         if job.own_is_asked || !job.named.is_there() {
             goes = goes.min(now + MOVE);
         }
-        self.self_hosted.lock().insert(job.id.clone(), SelfHosted { service, goes });
+        let serving = job.serving.clone();
+        self.self_hosted.lock().insert(job.id.clone(), SelfHosted { service, goes, serving });
         if changed {
             let message = format!("{}: that one is asked from when it serves", named_as(&known.pool));
             self.tell_change(job, known, "PickerSelfHosted", message).await?;
+        }
+        if fails {
+            let message = format!(
+                "{}, behind which nothing is ready now, and no other picker is asked: its pods have to get Ready",
+                named_as(&known.pool)
+            );
+            tracing::warn!(pool = %job.id, "{message}");
+            let fact = Fact { severity: Severity::Warning, reason: "PickerNotServing", message };
+            self.event(&known.subject, &fact).await?;
         }
         let resolved = PoolPolicy::resolve(&known.pool.annotations, None);
         self.judge_settings(known, &resolved.faults, facts).await?;
@@ -222,16 +235,6 @@ impl Means {
         let left = goes.saturating_duration_since(now);
         if !left.is_zero() {
             return Ok(Some(left.min(LOOK)));
-        }
-        if job.serving != Serving::Yes {
-            let message = format!(
-                "{}, behind which nothing is ready: Pointsman's picker is taken away all the same; give the Service's pods a \
-                 readinessProbe that they pass, or delete the Service to have Pointsman's picker back",
-                named_as(&known.pool)
-            );
-            let fact = Fact { severity: Severity::Warning, reason: "PickerNotServing", message };
-            self.event(&known.subject, &fact).await?;
-            tracing::warn!(pool = %job.id, "{}", fact.message);
         }
         self.delete_all(job, |_| true).await?;
         Ok(None)
