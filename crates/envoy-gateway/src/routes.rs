@@ -39,6 +39,8 @@ pub(crate) struct Edited {
     pub(crate) behind: Option<RouteName>,
     /// What Envoy Gateway saw is how the HTTPRoute was before.
     pub(crate) ahead: bool,
+    /// Pools share its requests with what else the rule names, of which Envoy Gateway does not tell whether there is any.
+    pub(crate) is_shared: bool,
 }
 
 /// One pool's part of a rule.
@@ -75,6 +77,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     let mut action = route.message(route::ACTION)?;
     let mut needed = Vec::new();
     let cluster = action.text(route::CLUSTER);
+    let is_shared = !cluster.is_empty() && others > 0;
     if let [Share { pool, .. }] = &shares[..]
         && !cluster.is_empty()
         && others == 0
@@ -86,7 +89,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
         needed.push(Needed { name, template: cluster, is_alone, is_idle: false, pool: pool.clone() });
     } else if !cluster.is_empty() || action.has(route::WEIGHTED_CLUSTERS) {
         let mut weighted = action.message(route::WEIGHTED_CLUSTERS)?;
-        if !cluster.is_empty() && others > 0 {
+        if is_shared {
             weighted.push(|it| entry(it, &cluster, others, None));
         }
         for Share { index, pool, weight } in &shares {
@@ -112,7 +115,7 @@ pub(crate) fn edit(route: &mut Message, known: &Known) -> Result<Option<Edited>,
     if !route.has(route::REQUEST_BODY_BUFFER_LIMIT) && !route.has(route::PER_REQUEST_BUFFER_LIMIT_BYTES) {
         route.push(|it| it.wrapped(route::REQUEST_BODY_BUFFER_LIMIT, REPLAY_BYTES_MAX));
     }
-    Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead }))
+    Ok(Some(Edited { needed, behind: (!in_step).then_some(name), ahead, is_shared }))
 }
 
 /// The clusters of a rule's pools that get no requests, since their weight is 0, the rule named them a moment ago, or Envoy Gateway knows more

@@ -28,6 +28,8 @@ const HOOK_MAX: Duration = Duration::from_secs(20);
 const DISCOVERY_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long where that is most likely what was known a moment ago: an HTTPRoute that is gone must not hold up the others.
 const AHEAD_MAX: Duration = Duration::from_millis(200);
+/// … and where pools share a rule with a Service: if Envoy Gateway knows already that it left, there is nothing behind its share.
+const SHARED_MAX: Duration = Duration::from_millis(100);
 
 /// The extension server of Envoy Gateway, and the discovery server of its Envoys.
 pub struct ExtensionServer {
@@ -94,11 +96,13 @@ impl ExtensionServer {
         let began = Instant::now();
         loop {
             let now = Arc::clone(&known.borrow_and_update());
-            let Translated { translation, behind, ahead, faults } = translate(&asked, &now, &self.setting);
-            let patience = match (behind.is_empty(), ahead) {
-                (false, _) => Some(IN_STEP_MAX),
-                (true, true) => Some(AHEAD_MAX),
-                (true, false) => None,
+            let Translated { translation, behind, ahead, shared, faults } =
+                translate(&asked, &now, &self.setting);
+            let patience = match (behind.is_empty(), ahead, shared) {
+                (false, ..) => Some(IN_STEP_MAX),
+                (true, true, _) => Some(AHEAD_MAX),
+                (true, false, true) => Some(SHARED_MAX),
+                (true, false, false) => None,
             };
             if let Some(patience) = patience
                 && matches!(timeout_at(began + patience, known.changed()).await, Ok(Ok(())))

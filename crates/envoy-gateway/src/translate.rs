@@ -57,6 +57,8 @@ pub struct Translated {
     pub behind: BTreeSet<RouteName>,
     /// Envoy Gateway saw one as it was a moment ago, and translates again by itself; or saw a newer one that is like that.
     pub ahead: bool,
+    /// In some rule pools share the requests with what else it names, of which Envoy Gateway does not tell whether there is any.
+    pub shared: bool,
     /// What could not be put in.
     pub faults: Vec<Fault>,
 }
@@ -158,6 +160,7 @@ fn edit_configuration(
                     let edited = edited.unwrap_or_default();
                     made.behind.extend(edited.behind);
                     made.ahead |= edited.ahead;
+                    made.shared |= edited.is_shared;
                     let all = edited.needed.into_iter().chain(idle);
                     needed.extend(all.map(|needed| (needed.name.clone(), needed)));
                     Ok::<_, Malformed>(differs)

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_gateway::{
-    Backend, Known, KnownPool, PickerOwner, RouteName, Serving, Setting, StampedPool, Translated,
-    Translation, translate,
+    Backend, ExtensionServer, Known, KnownPool, PickerOwner, RouteName, Serving, Setting, StampedPool,
+    Translated, Translation, translate,
 };
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy};
@@ -303,6 +305,27 @@ fn a_route_that_is_gone_is_translated_as_it_was() {
     assert_eq!((&made.behind, made.ahead), (&[].into(), true));
     assert_eq!(made.translation, translated(&known()).translation);
     assert!(!translated(&known()).ahead);
+}
+
+/// Envoy Gateway has seen that a Service's weight is 0 now, so that nothing is behind its share any more, before we have.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_leaves_a_rule_with_pools_is_waited_for() {
+    let setting = Setting { discovery: ("c".into(), 1), pickers_change: true };
+    let mut left = known();
+    let canary = RouteName { namespace: "default".into(), name: "canary".into() };
+    left.routes.get_mut(&canary).unwrap()[1][0].weight = 0;
+    let expected = translate(&capture(), &left, &setting);
+    assert!(!expected.shared && translate(&capture(), &known(), &setting).shared);
+    let (tell, told) = tokio::sync::watch::channel(Arc::new(known()));
+    let (_tell_endpoints, endpoints) = tokio::sync::watch::channel(Arc::default());
+    let server = ExtensionServer::new(setting, told, endpoints);
+    let request = Bytes::from_static(include_bytes!("captures/translation.bin"));
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(90)).await;
+        tell.send_replace(Arc::new(left));
+    };
+    let (answer, ()) = tokio::join!(server.answer("PostTranslateModify", &request), later);
+    assert_eq!(answer.unwrap().unwrap(), expected.translation.write());
 }
 
 /// Requests that come when its weight rises find a cluster that Envoy has filled; those that are on their way when it falls, too.
