@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.site import BROKEN, POOL, PROMPT, SOON_S, Load, Site, open_site, route
+from harness.site import BROKEN, POOL, PROMPT, SOON_S, Load, Site, open_site, route, service
 from harness.wait import until
 
 
@@ -72,6 +72,27 @@ def test_weights_change_without_a_lost_request(site):
         for weights in ((9, 1), (1, 9), (0, 1), (1, 1), (1, 0)) * 3:
             site.node.apply(route("canary", "canary.example", *zip(("qwen", "llama"), weights)))
             time.sleep(1)
+    assert load.lost == 0 and load.outcomes[BROKEN] == 0, load.outcomes
+
+
+def test_a_service_leaves_a_rule_with_a_pool_without_a_lost_request(site):
+    """By a weight of 0, and altogether: Envoy Gateway takes its endpoints away at once."""
+    site.node.apply(service("llama"))
+
+    def share(*services: dict) -> None:
+        shared = route("shared", "shared.example", ("qwen", 1))
+        shared["spec"]["rules"][0]["backendRefs"] += services
+        site.node.apply(shared)
+        time.sleep(2)
+
+    beside = {"name": "llama", "port": 80, "weight": 1}
+    share(beside)
+    until(lambda: site.status("shared.example") == 200, within=SOON_S, what="the rule answers")
+    with Load(site, "shared.example") as load:
+        for left in ([{**beside, "weight": 0}], []) * 3:
+            share(*left)
+            share(beside)
+    site.node.kubectl("-n", site.node.name, "delete", "httproute/shared", "service/llama")
     assert load.lost == 0 and load.outcomes[BROKEN] == 0, load.outcomes
 
 
