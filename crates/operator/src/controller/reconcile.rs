@@ -211,8 +211,6 @@ impl Means {
         if job.own_is_asked || !job.named.is_there() {
             goes = goes.min(now + MOVE);
         }
-        let serving = job.serving.clone();
-        self.self_hosted.lock().insert(job.id.clone(), SelfHosted { service, goes, serving });
         if changed {
             let message = format!("{}: that one is asked from when it serves", named_as(&known.pool));
             self.tell_change(job, known, "PickerSelfHosted", message).await?;
@@ -226,6 +224,8 @@ impl Means {
             let fact = Fact { severity: Severity::Warning, reason: "PickerNotServing", message };
             self.event(&known.subject, &fact).await?;
         }
+        let serving = job.serving.clone();
+        self.self_hosted.lock().insert(job.id.clone(), SelfHosted { service, goes, serving });
         let resolved = PoolPolicy::resolve(&known.pool.annotations, None);
         self.judge_settings(known, &resolved.faults, facts).await?;
         self.say(known, &gateways::entries(job, &known.pool)).await?;
