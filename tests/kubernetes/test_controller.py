@@ -400,7 +400,8 @@ def test_of_several_controllers_one_works_and_another_takes_over(house, control)
     until(first.is_listed, within=10, what="the first leads")
     second = control("--leader-elect")
     until(lambda: second.log_lines("another controller leads"), within=10, what="the second waits")
-    assert second.standing() == "waits" and second.admin_get("/readyz").status_code == 200
+    until(lambda: second.admin_get("/readyz").status_code == 200, within=10, what="it answers Envoy Gateway all the same")
+    assert second.standing() == "waits"
     house.pools.apply(pool_v1())
     house.one()
     first.terminate()
