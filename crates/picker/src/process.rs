@@ -34,6 +34,8 @@ struct Stream<'a> {
     number: u64,
     /// Envoy was told the number before the pick: whatever becomes of that, its access log calls the request by it.
     named: bool,
+    /// A log was open when the request came. One that opens later may call it by no number.
+    watched: bool,
     status: Option<StatusCode>,
     /// Present where the model server knows the model by another name.
     rename: Option<AnswerRename>,
@@ -60,6 +62,7 @@ pub(crate) async fn serve(picker: &Picker, mut call: Call) {
         held: picker.director().held_bytes(),
         number: picker.parked().next_number(),
         named: false,
+        watched: false,
         status: None,
         rename: None,
     };
@@ -185,7 +188,8 @@ impl Stream<'_> {
             self.machine.show_answer();
         }
         self.phase = Phase::Intake(Box::new(intake));
-        if self.picker.parked().is_watched() {
+        self.watched = self.picker.parked().is_watched();
+        if self.watched {
             self.named = self.machine.name(&[(NUMBER, &self.number.to_string())]);
         }
         self.due(rest)
@@ -323,7 +327,12 @@ impl Stream<'_> {
         match left {
             // The usual end where Envoy does not show the answer: its access log tells how it went.
             Some(Left::Unanswered) if cleanly => {
-                if let Some(mut exchange) = self.picker.parked().park(self.number, self.named, exchange) {
+                let unwatched = if self.watched {
+                    self.picker.parked().park(self.number, self.named, exchange)
+                } else {
+                    Some(exchange)
+                };
+                if let Some(mut exchange) = unwatched {
                     exchange.unwatched();
                     exchange.end(Reason::Served);
                 }
