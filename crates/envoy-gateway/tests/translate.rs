@@ -320,6 +320,7 @@ async fn a_service_that_leaves_a_rule_with_pools_is_waited_for() {
     let (_tell_endpoints, endpoints) = tokio::sync::watch::channel(Arc::default());
     let server = ExtensionServer::new(setting, told, endpoints);
     let request = Bytes::from_static(include_bytes!("captures/translation.bin"));
+    // Of the paused clock: news that comes just before the translation would go without it.
     let later = async {
         tokio::time::sleep(Duration::from_millis(90)).await;
         tell.send_replace(Arc::new(left));

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use envoy_gateway::KnownPool;
 use futures_util::stream::{StreamExt as _, select_all};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::DynamicObject;
@@ -91,11 +90,7 @@ impl Controller {
                 self.marked.extend(all);
                 let now = Arc::clone(&self.known.borrow_and_update());
                 let before = std::mem::replace(&mut self.looked_at, Arc::clone(&now));
-                let standing = |known: &KnownPool| (known.picker, known.serving.clone());
-                let differs = |(id, known): &(&PoolId, &KnownPool)| {
-                    before.pools.get(*id).map(standing) != Some(standing(known))
-                };
-                let pools = now.pools.iter().filter(differs);
+                let pools = now.pools.iter().filter(|(id, known)| before.pools.get(*id) != Some(*known));
                 return self.marked.extend(pools.map(|(id, _)| Work::Picker(id.clone())));
             }
             Concerned::Models(namespace) => {

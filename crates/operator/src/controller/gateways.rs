@@ -13,9 +13,9 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use pool::{InferencePool, PickerRef, PoolId};
 use serde_json::json;
 
-use super::Controller;
 use super::reconcile::{Job, Means, Named, code};
 use super::status::{Condition, Entry, Parent};
+use super::{Controller, START_MAX};
 use crate::render::names;
 use crate::resources;
 use crate::watch::Key;
@@ -191,7 +191,8 @@ fn meanwhile(job: &Job) -> String {
     match &job.serving {
         Serving::Yes => String::new(),
         Serving::Meanwhile(service) => {
-            format!("; it serves nobody yet, and the Service {service} is asked, for 20 s at most")
+            let most = START_MAX.as_secs();
+            format!("; it serves nobody yet, and the Service {service} is asked, for {most} s at most")
         }
         Serving::No => "; it serves nobody".to_owned(),
     }
