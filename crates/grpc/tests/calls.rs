@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use grpc::{Call, Code, Health, Server, Service, Settings, Status};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
+use tokio::io::BufWriter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -71,7 +72,9 @@ impl House {
         self.client_on(TcpStream::connect(self.address).await.unwrap()).await
     }
 
+    /// As Envoy does, it sends its first call with the preface: what the two write goes out together.
     async fn client_on(&self, stream: TcpStream) -> SendRequest<Bytes> {
+        let stream = BufWriter::new(stream);
         let (client, connection) =
             h2::client::Builder::new().initial_window_size(1 << 22).handshake(stream).await.unwrap();
         self.tracker.spawn(async { drop(connection.await) });
