@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("POINTSMAN_BIN", str(ROOT / "target/release/pointsman"))
 sys.path.insert(0, str(ROOT / "tests"))
 
-from harness.envoy import Process, Sims, Stand, replaced, stand  # noqa: E402
+from harness.envoy import MODEL, Process, Sims, Stand, replaced, stand  # noqa: E402
 from harness.usage import cpu_s  # noqa: E402
 
 KIB = 1024
@@ -88,7 +88,7 @@ def resident_max_mb(process: Process) -> float:
 def prompt(size: int) -> str:
     """A body of that many bytes. More than the simulated model's context stands beside the prompt, as images do."""
     text = ("track " * (size // 6 + 1))[: size - 80]
-    return json.dumps({"model": "sim", "max_tokens": 1, "prompt": text[: 220 * KIB], "user": text[220 * KIB :]})
+    return json.dumps({"model": MODEL, "max_tokens": 1, "prompt": text[: 220 * KIB], "user": text[220 * KIB :]})
 
 
 def stands(stack: ExitStack, addresses: list[str], ways: dict[str, tuple[str, Callable[[str], str]]]) -> list[Way]:
@@ -193,7 +193,7 @@ class Refusing:
 
             def do_GET(self) -> None:
                 page = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
-                models = b'{"object":"list","data":[{"id":"sim","object":"model"}]}'
+                models = b'{"object":"list","data":[{"id":"%s","object":"model"}]}' % MODEL.encode()
                 self.answer(200, models if self.path.startswith("/v1/models") else page)
 
             def answer(self, status: int, body: bytes) -> None:

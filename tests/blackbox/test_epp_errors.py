@@ -79,6 +79,16 @@ def test_a_body_that_no_server_would_read_is_400(body, mode, peer):
 
 
 @READ_MODES
+def test_a_body_without_a_model_is_400_though_no_policy_reads_it(mode, tmp_path):
+    with picking(tmp_path, servers(1)) as (picker, _), picker.peer() as peer:
+        for body in (b'{"prompt":"a"}', b'{"model":null,"prompt":"a"}'):
+            assert "model" in assert_error(asked(peer, body, mode=mode), 400, "malformed")
+        stream, outcome = peer.ask(BODY, mode=mode)
+        with stream:
+            assert outcome.pick
+
+
+@READ_MODES
 def test_a_chat_without_messages_is_400(mode, peer):
     body = b'{"model":"tiny","prompt":"a"}'
     assert_error(asked(peer, body, mode=mode, path="/v1/chat/completions"), 400, "malformed")

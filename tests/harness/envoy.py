@@ -27,6 +27,8 @@ MODES = {"buffered-partial": (), "full-duplex": ("--fallback-endpoints", "0")}
 EXAMPLE_PORTS = ("8001", "8002", "8003")
 """Of the model servers, in order."""
 COMPLETIONS = "/v1/completions"
+MODEL = "tiny"
+"""Of the simulated servers, as of the scripted ones."""
 WITHIN_S = 20.0
 """For what takes a moment, on a machine that does other things too."""
 
@@ -78,7 +80,7 @@ class Sims(Process):
     """Simulated model servers, all in one process."""
 
     def __init__(self, folder: Path, count: int = 3, speed: int = 50, *flags: object) -> None:
-        sim = command("sim", "--count", count, "--listen", "127.0.0.1:0", "--speed", speed, *flags)
+        sim = command("sim", "--model", MODEL, "--count", count, "--listen", "127.0.0.1:0", "--speed", speed, *flags)
         super().__init__(folder / "sim.log", *sim)
         (urls,) = self.ready(r"ready servers=(\S+)")
         self.urls = urls.split(",")
@@ -205,7 +207,7 @@ class Stand:
         return client
 
     def complete(self, prompt: str = "Which track?", headers: dict | None = None, **fields: object) -> httpx.Response:
-        return self.client.post(COMPLETIONS, json={"prompt": prompt, "max_tokens": 4, **fields}, headers=headers)
+        return self.client.post(COMPLETIONS, json={"model": MODEL, "prompt": prompt, "max_tokens": 4, **fields}, headers=headers)
 
     def close(self) -> None:
         self._stack.close()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from harness.envoy import COMPLETIONS, MODES, WITHIN_S, Sims, stand
+from harness.envoy import COMPLETIONS, MODEL, MODES, WITHIN_S, Sims, stand
 from harness.http1 import Head, RawServer, Wire
 from harness.http2 import Http2
 from harness.manifests import QUEUE_TTL, QUEUEING
@@ -53,7 +53,7 @@ def client_of(house, protocol: str) -> httpx.Client:
 def test_the_examples_work_as_they_stand(protocol, example, sims, tmp_path):
     with stand(tmp_path, example, sims.addresses) as house:
         client = client_of(house, protocol)
-        ask = {"max_tokens": 4}
+        ask = {"model": MODEL, "max_tokens": 4}
         for size in (10, 3_000, 50_000):
             answer = client.post(COMPLETIONS, json={**ask, "prompt": "a b " * (size // 4)})
             assert answer.status_code == 200, answer.text
@@ -61,7 +61,7 @@ def test_the_examples_work_as_they_stand(protocol, example, sims, tmp_path):
             assert answer.json()["usage"]["completion_tokens"] == 4
         stream = client.post(COMPLETIONS, json={**ask, "prompt": "Which track?", "stream": True})
         assert stream.text.rstrip().endswith("data: [DONE]")
-        assert client.get("/v1/models").json()["data"][0]["id"] == "sim"
+        assert client.get("/v1/models").json()["data"][0]["id"] == MODEL
         refused = client.post(COMPLETIONS, content='{"prompt":[', headers={"content-type": "application/json"})
         assert (refused.status_code, refused.headers["x-pointsman-reason"]) == (400, "malformed")
         assert refused.json()["error"]["code"] == "malformed"
@@ -135,7 +135,7 @@ def test_each_token_comes_when_it_is_made(example, upstreams, tmp_path):
     for server in servers:
         server.answers(tokens=4, token_interval_s=0.5)
     with stand(tmp_path, example, [server.address for server in servers]) as house:
-        body = {"prompt": "Which track?", "stream": True}
+        body = {"model": MODEL, "prompt": "Which track?", "stream": True}
         with house.client.stream("POST", COMPLETIONS, json=body) as answer:
             events = answer.iter_lines()
             next(line for line in events if "word0" in line)
@@ -172,14 +172,14 @@ def test_a_client_that_leaves_frees_server_and_ledger(protocol, example, upstrea
             until(lambda: house.envoy.stat("cluster.picker.upstream_rq_active") == 1, within=WITHIN_S, what="the log begins")
         for server in servers:
             server.answers(tokens=1000, token_interval_s=0.05)
-        leaver = Leaver(house.envoy.url, protocol, b'{"prompt":"in the stream","stream":true}')
+        leaver = Leaver(house.envoy.url, protocol, b'{"model":"tiny","prompt":"in the stream","stream":true}')
         until(lambda: (running(), house.picker.in_flight()) == (1, 1), within=WITHIN_S, what="it runs and is booked")
         leaver.leave()
         until(lambda: running() == 0, within=WITHIN_S, what="the server is freed")
         house.picker.rests()
         for server in servers:
             server.answers(first_byte_s=3600)
-        leaver = Leaver(house.envoy.url, protocol, b'{"prompt":"before the first byte"}')
+        leaver = Leaver(house.envoy.url, protocol, b'{"model":"tiny","prompt":"before the first byte"}')
         until(lambda: (running(), house.picker.in_flight()) == (1, 1), within=WITHIN_S, what="it runs and is booked")
         leaver.leave()
         until(lambda: running() == 0, within=WITHIN_S, what="the server is freed")
@@ -188,7 +188,7 @@ def test_a_client_that_leaves_frees_server_and_ledger(protocol, example, upstrea
 
 def test_clients_that_leave_as_they_are_picked_for_leave_nothing_booked(example, sims, tmp_path):
     """Within the few milliseconds that a pick takes: Envoy gives up a request whose pick it has not read."""
-    body = json.dumps({"prompt": "a" * 200, "max_tokens": 4}).encode()
+    body = json.dumps({"model": MODEL, "prompt": "a" * 200, "max_tokens": 4}).encode()
     head = b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     request = head % (COMPLETIONS.encode(), len(body)) + body
     at_once = bytes(struct.pack("ii", 1, 0))
@@ -268,7 +268,7 @@ def test_who_waits_too_long_is_told_so_and_who_leaves_waits_no_more(example, ups
         assert (refused.status_code, refused.headers["x-pointsman-reason"]) == (429, "queue_timeout")
         assert int(refused.headers["retry-after"]) >= 1
         house.declare(annotations={QUEUEING: "enabled", QUEUE_TTL: "30s"})
-        leaver = Leaver(house.envoy.url, "HTTP/1.1", b'{"prompt":"leaves"}')
+        leaver = Leaver(house.envoy.url, "HTTP/1.1", b'{"model":"tiny","prompt":"leaves"}')
         until(lambda: saturated.waiting() == 1, within=WITHIN_S, what="it waits")
         leaver.leave()
         until(lambda: saturated.waiting() == 0, within=WITHIN_S, what="it waits no more")

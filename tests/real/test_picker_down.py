@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from harness.envoy import COMPLETIONS, MODES, WITHIN_S, Sims, replaced, stand
+from harness.envoy import COMPLETIONS, MODEL, MODES, WITHIN_S, Sims, replaced, stand
 from harness.traffic import Traffic
 from harness.wait import until
 
@@ -39,15 +39,14 @@ class Mixed:
                     raise
                 self.broken += 1
                 return httpx.Response(200)
-        body = {"prompt": f"{number}", "stream": True, "max_tokens": 100, "ignore_eos": True}
+        body = {"model": MODEL, "prompt": f"{number}", "stream": True, "max_tokens": 100, "ignore_eos": True}
         with self.house.client.stream("POST", COMPLETIONS, json=body) as answer:
-            chunks = answer.iter_text()
             if answer.status_code != 200:
                 answer.read()
                 return answer
-            last = next(chunks)
+            last = ""
             try:
-                for last in chunks:
+                for last in answer.iter_text():
                     pass
                 assert "[DONE]" in last
             except httpx.HTTPError:

@@ -226,6 +226,18 @@ impl Intake {
         }
     }
 
+    /// The same at a door whose clients name a model in every body, whoever reads it. It is never waited for.
+    ///
+    /// # Errors
+    /// When the body is not what its path promises, or names no model.
+    pub fn end_of_body_with_model(&mut self) -> Result<(), Refusal> {
+        self.end_of_body()?;
+        match &self.scan {
+            Some(scan) if !scan.names_model() => Err(self.refuse(refusal_of(&Malformed::MissingModel))),
+            _ => Ok(()),
+        }
+    }
+
     /// Picks an endpoint and books the work on it; waits for one where that is the policy. Whoever drops the future, or
     /// refuses afterwards, ends the request.
     ///

@@ -144,8 +144,12 @@ async fn every_refusal_is_counted_once_under_its_reason() {
     let mut empty = house.director.begin(House::head(CHAT)).unwrap();
     assert_eq!(empty.end_of_body().unwrap_err().reason, Reason::Malformed);
     drop(empty);
-    assert_eq!((house.ended(Reason::BodyTooLarge), house.ended(Reason::Malformed)), (2, 2));
-    assert_eq!(house.ended_in_all(), 4);
+    let mut nameless = house.director.begin(House::head(CHAT)).unwrap();
+    nameless.push(br#"{"messages":[]}"#).unwrap();
+    assert_eq!(nameless.end_of_body_with_model().unwrap_err().reason, Reason::Malformed);
+    drop(nameless);
+    assert_eq!((house.ended(Reason::BodyTooLarge), house.ended(Reason::Malformed)), (2, 3));
+    assert_eq!(house.ended_in_all(), 5);
 }
 
 #[tokio::test]

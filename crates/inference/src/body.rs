@@ -147,6 +147,12 @@ impl BodyScan {
             .clone()
     }
 
+    /// Whether the model's name has been read.
+    #[must_use]
+    pub fn names_model(&self) -> bool {
+        self.reader.names_model()
+    }
+
     /// What was asked, as far as it is known by now.
     #[must_use]
     pub fn into_asked(self) -> Asked {

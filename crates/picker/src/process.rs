@@ -201,7 +201,7 @@ impl Stream<'_> {
         if intake.progress() == Progress::More {
             match rest {
                 Rest::Comes => return Ok(None),
-                Rest::Over => intake.end_of_body()?,
+                Rest::Over => intake.end_of_body_with_model()?,
                 Rest::Unseen => {}
             }
         }

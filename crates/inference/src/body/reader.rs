@@ -68,7 +68,7 @@ impl Reader {
     }
 
     pub(super) fn is_enough(&self) -> bool {
-        let model_known = self.asked.model.is_some();
+        let model_known = self.names_model();
         let stream_known = self.stream_known || !self.need.stream_wanted;
         model_known && stream_known && self.prompt.is_settled(false)
             || self.lookahead_over
@@ -80,10 +80,14 @@ impl Reader {
         if !self.prompt.is_present() {
             return Err(Malformed::MissingPrompt { field: self.api.prompt_field() });
         }
-        if self.need.model_required && self.asked.model.is_none() {
+        if self.need.model_required && !self.names_model() {
             return Err(Malformed::MissingModel);
         }
         Ok(())
+    }
+
+    pub(super) fn names_model(&self) -> bool {
+        self.asked.model.is_some()
     }
 
     /// From here on, what has not come is taken to be absent.
