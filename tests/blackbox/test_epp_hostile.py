@@ -1,5 +1,6 @@
 """Calls that no Envoy makes: each is refused by itself, says why, and the next is served (ext-proc.md)."""
 
+import contextlib
 import random
 import socket
 
@@ -90,7 +91,9 @@ def test_any_bytes_for_frames_take_nothing_down(picker):
 def test_another_protocol_is_not_served(picker):
     for sent in (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", random.Random(1).randbytes(300), b"\x16\x03\x01\x02\x00\x01"):
         with Frames(picker.gateway, begin=sent) as client:
-            client.socket.shutdown(socket.SHUT_WR)
+            # It may have hung up already.
+            with contextlib.suppress(OSError):
+                client.socket.shutdown(socket.SHUT_WR)
             client.to_the_end()
 
 

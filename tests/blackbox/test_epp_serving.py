@@ -1,5 +1,6 @@
 """What the picker's gRPC port is besides ext_proc (ext-proc.md, cli.md): TLS, health, and nothing else."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -186,13 +187,13 @@ def test_plaintext_on_a_port_with_tls_is_closed_and_harms_nobody(sent, secure):
     host, port = picker.grpc.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
         client.sendall(sent)
-        client.shutdown(socket.SHUT_WR)
         received = b""
-        try:
+        # It may have hung up before we do.
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
             while more := client.recv(4096):
                 received += more
-        except ConnectionError:
-            pass
     assert len(received) < 100, "an alert at most"
     assert certificate(picker.grpc)
 
